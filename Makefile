@@ -1,0 +1,22 @@
+# Everything here runs on a fresh Debian or Ubuntu; each step says what it installs.
+PY := .venv/bin/python
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+.PHONY: help venv lint demo test test-fast test-vm guest clean
+help:            ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+venv: .venv/ready  ## the Python environment for development, in .venv
+.venv/ready: pyproject.toml scripts/setup
+	@scripts/setup venv
+
+lint: venv       ## ruff, mypy --strict, import contracts, Python floors
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	PYTHONPATH=hostd:guest .venv/bin/lint-imports --no-cache
+	.venv/bin/vermin -q --no-tips --eval-annotations -t=3.6- --violations guest/netrng_guest
+	.venv/bin/vermin -q --no-tips --no-eval-annotations -t=3.9- --violations --backport typing hostd/netrng_hostd
+
+guest: .venv/ready  ## dist/netrng-guest.pyz, the agent in one reproducible file
+	@$(PY) scripts/build_pyz.py dist/netrng-guest.pyz
