@@ -3,7 +3,7 @@ PY := .venv/bin/python
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help venv lint demo test test-fast test-vm guest clean
+.PHONY: help venv lint demo test test-fast test-vm coverage guest clean
 help:            ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -20,3 +20,22 @@ lint: venv       ## ruff, mypy --strict, import contracts, Python floors
 
 guest: .venv/ready  ## dist/netrng-guest.pyz, the agent in one reproducible file
 	@$(PY) scripts/build_pyz.py dist/netrng-guest.pyz
+
+demo: venv       ## three small VMs fed from the hardware RNG, seen live (DEMO_SECONDS=20 for the impatient)
+	@scripts/setup vm
+	@scripts/demo
+
+test: lint test-fast coverage test-vm  ## everything: linters, fast tests, 100 % branches of the core, real VMs
+
+test-fast: venv  ## no VM, no root: seconds
+	.venv/bin/pytest -q -p no:cacheprovider tests/core tests/edge tests/packaging
+
+coverage: venv   ## each core module covered by its own test file alone, every branch
+	@PATH=$(CURDIR)/.venv/bin:$$PATH scripts/coverage
+
+test-vm: venv guest  ## real VMs on a private libvirt
+	@scripts/setup vm
+	.venv/bin/pytest -q -p no:cacheprovider tests/vm
+
+clean:           ## removes what was built, downloaded and cached here
+	rm -rf .venv .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,1 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Where random bytes come from.  One small file per kind; this is the explicit list of kinds."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from netrng_hostd.sources.device import DeviceSource
+from netrng_hostd.sources.failure import SourceFailure
+from netrng_hostd.sources.prng import PrngSource
+
+
+class Source(Protocol):
+    """Something that bytes are read from, in the reader's thread."""
+
+    def open(self) -> None:
+        """Opens it.  Raises SourceFailure."""
+
+    def read_into(self, view: memoryview) -> int:
+        """Fills at most len(view) bytes, says how many; 0 means: nothing yet, call again.
+
+        Raises SourceFailure.
+        """
+
+    def close(self) -> None:
+        """Closes it; harmless when it is not open."""
+
+
+def make_source(kind: str, path: str) -> Source:
+    """The source for a configuration's ``kind`` (config.py refuses all others)."""
+    if kind == "prng":
+        return PrngSource(path)
+    return DeviceSource(path)
+
+
+__all__ = ["Source", "SourceFailure", "make_source"]

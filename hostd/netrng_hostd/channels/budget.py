@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a guest may cost its host: inbound bytes and log lines, per channel."""
+
+from __future__ import annotations
+
+INBOUND_DEPTH = 65536  # bytes
+INBOUND_RATE = 16384  # bytes per second, for whatever a guest has to say
+INBOUND_PER_SAMPLE = 128  # bytes: two GRANT frames and some for each sample that it was sent
+LOG_DEPTH = 20  # lines
+LOG_INTERVAL_NS = 6_000_000_000  # one more line every six seconds
+
+
+class InboundBudget:
+    """A token bucket over the bytes that a guest sends; a sample sent to it pays for its answers."""
+
+    def __init__(self, now_ns: int) -> None:
+        self._level = INBOUND_DEPTH
+        self._last_ns = now_ns
+
+    def sample_sent(self) -> None:
+        self._level = min(INBOUND_DEPTH, self._level + INBOUND_PER_SAMPLE)
+
+    def spend(self, count: int, now_ns: int) -> int:
+        """Takes ``count`` bytes off; returns for how many ns to stop reading (0: go on)."""
+        earned = (now_ns - self._last_ns) * INBOUND_RATE // 1_000_000_000
+        if earned:
+            self._level = min(INBOUND_DEPTH, self._level + earned)
+            self._last_ns = now_ns
+        self._level -= count
+        if self._level >= 0:
+            return 0
+        return -self._level * 1_000_000_000 // INBOUND_RATE + 250_000_000
+
+
+class LogBudget:
+    """At most twenty lines at once and one every six seconds on; says how many were left out."""
+
+    def __init__(self, now_ns: int) -> None:
+        self._lines = LOG_DEPTH
+        self._last_ns = now_ns
+        self._left_out = 0
+
+    def admit(self, now_ns: int) -> int | None:
+        """None: leave this line out.  Else how many were left out before it."""
+        earned = (now_ns - self._last_ns) // LOG_INTERVAL_NS
+        if earned:
+            self._lines = min(LOG_DEPTH, self._lines + earned)
+            self._last_ns += earned * LOG_INTERVAL_NS
+        if self._lines == 0:
+            self._left_out += 1
+            return None
+        self._lines -= 1
+        left_out, self._left_out = self._left_out, 0
+        return left_out

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One domain's channel: connect, shake hands, carry samples, start over when it breaks.
+
+States, as in `status`:
+
+connecting    not tried yet
+unreachable   the last attempt to connect failed; tried again with back-off
+waiting       connected, and no agent has answered yet
+open          a session is open
+violated      the guest broke the protocol; a new session is offered after a while
+incompatible  the agent speaks no version of the protocol that this daemon speaks
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from netrng_hostd.channels import session as protocol
+from netrng_hostd.channels.budget import InboundBudget, LogBudget
+from netrng_hostd.channels.connect import ChannelUnavailable
+from netrng_hostd.channels.link import Link
+
+log = logging.getLogger("netrng.channel")
+
+HANDSHAKE_NS = 10_000_000_000
+FIRST_RETRY_S = 0.2
+LAST_RETRY_S = 10.0
+_STATE_OF_SESSION = {
+    "probing": "waiting",
+    "open": "open",
+    "violated": "violated",
+    "incompatible": "incompatible",
+}
+
+
+class Recipient(Protocol):
+    """Who is told what happens on a channel; called in the event loop."""
+
+    def wants_changed(self, channel: Channel) -> None: ...
+    def acked(self, channel: Channel, n_bytes: int) -> None: ...
+    def lost(self, channel: Channel, n_bytes: int) -> None: ...
+
+
+class Channel:
+    """``connect`` returns a connected, non-blocking socket or raises ChannelUnavailable."""
+
+    def __init__(
+        self,
+        name: str,
+        where: str,
+        connect: Callable[[], Awaitable[socket.socket]],
+        session: protocol.HostSession,
+        recipient: Recipient,
+    ) -> None:
+        self.name = name
+        self.where = where
+        self._connect = connect
+        self.session = session
+        self._recipient = recipient
+        self._link: Link | None = None
+        self._lost_link: asyncio.Event = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._retry_s = FIRST_RETRY_S
+        now_ns = time.monotonic_ns()
+        self._budget = InboundBudget(now_ns)
+        self._log_budget = LogBudget(now_ns)
+        self._paused = False
+        self._resume_timer: asyncio.TimerHandle | None = None
+        self._connected_ns = now_ns
+        self.state = "connecting"
+        self.detail = ""
+        self.since_ns = now_ns
+
+    @property
+    def wanted(self) -> tuple[int, int]:
+        """(seed, body): bytes that may be sent now, below and beyond the session's 64th."""
+        if self._link is None or not self._link.idle or self.session.state != "open":
+            return 0, 0
+        return self.session.wanted_seed, self.session.wanted
+
+    def send_sample(self, data: bytearray) -> None:
+        """Sends ``data`` as the session's next bytes and overwrites it; call it only for what is wanted."""
+        frame = self.session.sample(data)
+        data[:] = bytes(len(data))
+        self._budget.sample_sent()
+        if self._link is not None:
+            self._link.send(frame)
+
+    def renew(self) -> None:
+        """Forces a new session: the domain was resumed, restored or reverted."""
+        if self._link is not None:
+            now_ns = time.monotonic_ns()
+            self._handle(self.session.renew(now_ns), now_ns)
+
+    def retry_now(self) -> None:
+        """Something about the domain changed: try to connect without waiting any longer."""
+        self._retry_s = FIRST_RETRY_S
+        self._wake.set()
+
+    def tick(self, now_ns: int) -> None:
+        """Keep-alives and delayed answers; called about twice a second."""
+        if self._link is None:
+            return
+        due_ns = self.session.next_tick_ns
+        if due_ns is not None and due_ns <= now_ns:
+            self._handle(self.session.tick(now_ns), now_ns)
+        if self.state == "waiting" and not self.detail and now_ns - self._connected_ns > HANDSHAKE_NS:
+            self.detail = (
+                "no agent has answered: netrng-guest is not running in the domain, or another program holds "
+                f"the channel: find out with: ss -xp | grep {self.where}"
+            )
+            self._log(logging.INFO, "waiting: %s", self.detail)
+
+    async def run(self) -> None:
+        """Connects and serves until cancelled."""
+        try:
+            while True:
+                await self._connect_and_serve()
+                await self._back_off()
+        finally:
+            self._hang_up("hostd lets go of the channel")
+
+    async def _connect_and_serve(self) -> None:
+        try:
+            sock = await self._connect()
+        except ChannelUnavailable as error:
+            self._set_state("unreachable", str(error))
+            return
+        self._lost_link.clear()
+        loop = asyncio.get_running_loop()
+        self._link = Link(
+            sock, loop, received=self._received, drained=self._drained, closed=self._link_closed
+        )
+        self._connected_ns = time.monotonic_ns()
+        self._handle(self.session.renew(self._connected_ns), self._connected_ns)
+        if self._link is not None:
+            self._link.start()
+        await self._lost_link.wait()
+
+    async def _back_off(self) -> None:
+        self._wake.clear()
+        try:
+            await asyncio.wait_for(self._wake.wait(), self._retry_s)
+        except asyncio.TimeoutError:
+            self._retry_s = min(LAST_RETRY_S, self._retry_s * 2)
+
+    def _received(self, untrusted_data: bytes) -> None:
+        now_ns = time.monotonic_ns()
+        pause_ns = self._budget.spend(len(untrusted_data), now_ns)
+        self._handle(self.session.receive(untrusted_data, now_ns), now_ns)
+        if pause_ns and self._link is not None:
+            self._link.pause()
+            loop = asyncio.get_running_loop()
+            self._resume_timer = loop.call_later(pause_ns / 1e9, self._resume)
+            if not self._paused:
+                self._paused = True
+                self._log(logging.WARNING, "the guest sends more than it may: read more slowly from now on")
+
+    def _resume(self) -> None:
+        self._resume_timer = None
+        if self._link is not None:
+            self._link.resume()
+
+    def _handle(self, events: list[protocol.Event], now_ns: int) -> None:
+        for event in events:
+            if isinstance(event, protocol.Acked):
+                self._recipient.acked(self, event.n_bytes)
+            elif isinstance(event, protocol.Lost):
+                self._recipient.lost(self, event.n_bytes)
+            elif isinstance(event, protocol.Opened):
+                self._retry_s = FIRST_RETRY_S
+            elif isinstance(event, protocol.Ended):
+                self._log(logging.INFO, "session ended: %s; %d bytes in flight lost", event.reason, event.lost)
+            elif isinstance(event, protocol.Violation):
+                self._log(logging.WARNING, "protocol violation: %s", event.text)
+        self._write_control()
+        state = _STATE_OF_SESSION[self.session.state]
+        if self._link is not None and state != self.state:
+            self._set_state(state)
+        if events:
+            self._recipient.wants_changed(self)
+
+    def _write_control(self) -> None:
+        output = self.session.take_output()
+        if output and self._link is not None:
+            self._link.send(bytearray(output))
+
+    def _drained(self) -> None:
+        self._recipient.wants_changed(self)
+
+    def _link_closed(self, reason: str) -> None:
+        self._link = None
+        if self._resume_timer is not None:
+            self._resume_timer.cancel()
+            self._resume_timer = None
+        now_ns = time.monotonic_ns()
+        self._handle(self.session.close(reason, now_ns), now_ns)
+        self._set_state("unreachable", reason)
+        self._recipient.wants_changed(self)
+        self._lost_link.set()
+
+    def _hang_up(self, reason: str) -> None:
+        if self._link is not None:
+            self._handle(self.session.close(reason, time.monotonic_ns()), time.monotonic_ns())
+        if self._link is not None:
+            self._link.close(reason)
+
+    def _set_state(self, state: str, detail: str = "") -> None:
+        if (state, detail) == (self.state, self.detail):
+            return
+        changed = state != self.state
+        self.state, self.detail = state, detail
+        if changed:
+            self.since_ns = time.monotonic_ns()
+        self._log(logging.INFO, "%s%s", state, f": {detail}" if detail else "")
+
+    def _log(self, level: int, text: str, *args: object) -> None:
+        left_out = self._log_budget.admit(time.monotonic_ns())
+        if left_out is not None:
+            more = f" ({left_out} more lines left out)" if left_out else ""
+            log.log(level, "%s: " + text + "%s", self.name, *args, more)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connects to a channel's UNIX socket, on which the domain's QEMU listens."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+SEND_BUFFER = 16384  # bytes; what a guest has not read is parked here, so it is kept small
+
+
+class ChannelUnavailable(Exception):
+    """A channel cannot be connected now; the text says why and what to do."""
+
+
+def connect_unix(path: str) -> socket.socket:
+    """A connected, non-blocking socket.  Raises ChannelUnavailable.
+
+    connect() on a UNIX socket never waits when it is non-blocking; asyncio's sock_connect() would take the
+    EAGAIN of a full backlog for a connection under way (unix(7), ERRORS).
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        sock.connect(path)
+    except OSError as error:
+        sock.close()
+        raise ChannelUnavailable(_reason(error, path)) from None
+    return sock
+
+
+def _reason(error: OSError, path: str) -> str:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return f"no socket at {path}"
+    if error.errno == errno.ECONNREFUSED:
+        return f"nobody listens on {path}"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"permission denied: {path}: run netrng-hostd as root with CAP_DAC_OVERRIDE, or as the VM's user"
+    if error.errno == errno.EAGAIN:
+        return f"another program holds {path} and more wait for it: find out who with: ss -xp | grep {path}"
+    return f"cannot connect to {path}: {error.strerror or error}"

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gives each vetted byte to exactly one domain: reservoir → scheduler → channel, and keeps the books.
+
+Everything here runs in the event loop's thread; nothing here waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from netrng_hostd.channels.channel import Channel
+from netrng_hostd.core.ledger import Ledger
+from netrng_hostd.core.quota import Quota
+from netrng_hostd.core.reservoir import Reservoir
+from netrng_hostd.core.scheduler import Scheduler
+from netrng_hostd.sources.reader import Delivery, SourceReader
+
+log = logging.getLogger("netrng.dispatch")
+
+BATCH = 64  # samples between two turns of the event loop
+
+
+class Dispatcher:
+    """Implements the channels' Recipient and takes the source's deliveries."""
+
+    def __init__(self, source_name: str, reservoir: Reservoir, scheduler: Scheduler, ledger: Ledger) -> None:
+        self._source_name = source_name
+        self.reservoir = reservoir
+        self.scheduler = scheduler
+        self.ledger = ledger
+        self.held = 0  # bytes that wait in the health tests for their window
+        self._read = 0
+        self._reader: SourceReader | None = None
+        self._uuid_of: dict[Channel, str] = {}
+        self._channels: dict[str, list[Channel]] = {}
+        self._pump_due: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def feed_from(self, reader: SourceReader) -> None:
+        """Lets ``reader`` read as far as there is room."""
+        self._reader = reader
+        self._allow()
+
+    def add(self, uuid: str, channel: Channel, quota: Quota) -> None:
+        """``channel`` serves the domain ``uuid`` from now on; a domain may have several (a migration)."""
+        self.scheduler.set_quota(uuid, quota, time.monotonic_ns())
+        self._uuid_of[channel] = uuid
+        self._channels.setdefault(uuid, []).append(channel)
+
+    def remove(self, channel: Channel) -> None:
+        """The channel is closed and gone."""
+        uuid = self._uuid_of.pop(channel)
+        channels = self._channels[uuid]
+        channels.remove(channel)
+        if channels:
+            self._tell_want(uuid)
+            return
+        del self._channels[uuid]
+        now_ns = time.monotonic_ns()
+        self.scheduler.want(uuid, 0, 0, now_ns)
+        self.scheduler.forget(uuid, now_ns)
+        self.ledger.forget(uuid)
+
+    def set_quota(self, uuid: str, quota: Quota) -> None:
+        self.scheduler.set_quota(uuid, quota, time.monotonic_ns())
+        self._pump_soon()
+
+    def wants_changed(self, channel: Channel) -> None:
+        uuid = self._uuid_of.get(channel)
+        if uuid is not None:
+            self._tell_want(uuid)
+            self._pump_soon()
+
+    def acked(self, channel: Channel, n_bytes: int) -> None:
+        self.ledger.acked(self._uuid_of[channel], n_bytes)
+
+    def lost(self, channel: Channel, n_bytes: int) -> None:
+        self.ledger.lost(self._uuid_of[channel], n_bytes)
+
+    def deliver(self, delivery: Delivery) -> None:
+        """What one read of the source came to; see Delivery."""
+        self._read += delivery.read
+        self.ledger.read(self._source_name, delivery.read)
+        self.ledger.discarded(self._source_name, delivery.discarded)
+        if delivery.alarm is not None:
+            # What was vetted before the alarm came from a source that may have been failing already.
+            destroyed = self.reservoir.destroy()
+            self.ledger.discarded(self._source_name, destroyed)
+        stored = self.reservoir.put(delivery.released)
+        if stored != len(delivery.released):
+            raise AssertionError("the source was read further than the reservoir has room")
+        delivery.released[:] = bytes(stored)
+        self.held = delivery.held
+        self._allow()
+        self._pump()
+
+    def stop(self) -> None:
+        """No more samples; what is stored is destroyed."""
+        for handle in (self._pump_due, self._timer):
+            if handle is not None:
+                handle.cancel()
+        self._pump_due = self._timer = None
+        self._reader = None
+        self.ledger.discarded(self._source_name, self.reservoir.destroy())
+
+    def check(self) -> None:
+        """Raises LedgerError unless every byte ever read is accounted for."""
+        self.ledger.check(self.held, self.reservoir.available + self.reservoir.seed_available)
+
+    def _serving(self, uuid: str) -> Channel | None:
+        """Of a domain's channels the one whose session was opened last."""
+        opened = [channel for channel in self._channels[uuid] if channel.state == "open"]
+        return max(opened, key=lambda channel: channel.since_ns, default=None)
+
+    def _tell_want(self, uuid: str) -> None:
+        channel = self._serving(uuid)
+        seed, body = channel.wanted if channel is not None else (0, 0)
+        self.scheduler.want(uuid, seed, body, time.monotonic_ns())
+
+    def _allow(self) -> None:
+        if self._reader is not None:
+            self._reader.allow(self._read + self.reservoir.room - self.held)
+
+    def _pump_soon(self) -> None:
+        if self._pump_due is None:
+            self._pump_due = asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Hands out what may be handed out now; comes back by itself when time alone changes that."""
+        if self._pump_due is not None:
+            self._pump_due.cancel()
+            self._pump_due = None
+        for _ in range(BATCH):
+            if not self._send_one():
+                break
+        else:
+            self._pump_soon()
+            self._allow()
+            return
+        self._allow()
+        self._wake_when_due()
+
+    def _send_one(self) -> bool:
+        reservoir = self.reservoir
+        pick = self.scheduler.pick(time.monotonic_ns(), reservoir.available, reservoir.seed_available)
+        if pick is None:
+            return False
+        channel = self._serving(pick.uuid)
+        if channel is None:
+            raise AssertionError("the scheduler picked a domain that does not ask")
+        sample = reservoir.take(pick.n_bytes, pick.from_seed_reserve)
+        # Booked before it is sent: if the write finds the channel dead, these bytes are lost, not unsent.
+        self.ledger.sent(pick.uuid, pick.n_bytes)
+        channel.send_sample(sample)
+        if pick.uuid in self._channels:
+            self._tell_want(pick.uuid)
+        return True
+
+    def _wake_when_due(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now_ns = time.monotonic_ns()
+        due_ns = self.scheduler.next_ns(now_ns)
+        if due_ns is not None and self.reservoir.available + self.reservoir.seed_available > 0:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0, due_ns - now_ns) / 1e9, self._pump)

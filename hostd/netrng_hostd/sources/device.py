@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A character device that a hardware RNG's driver offers, /dev/hwrng by default."""
+
+from __future__ import annotations
+
+import os
+
+from netrng_hostd.sources.failure import SourceFailure
+from netrng_hostd.sources.identity import refuse_reason
+
+
+class DeviceSource:
+    """Blocking reads: /dev/hwrng has no poll, and read(n) returns when all n bytes are there.
+
+    drivers/char/hw_random/core.c, rng_dev_read().  Hence the reader's small reads and its own thread.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = -1
+
+    def open(self) -> None:
+        try:
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+        except OSError as error:
+            raise SourceFailure.of(error, "open", self._path) from None
+        # Asked again at every open: what lies at a path may have been replaced since the last time.
+        reason = refuse_reason(self._path, "device")
+        if reason is not None:
+            self.close()
+            raise SourceFailure("error", reason)
+
+    def read_into(self, view: memoryview) -> int:
+        try:
+            count = os.readv(self._fd, [view])
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise SourceFailure.of(error, "read", self._path) from None
+        if count == 0:
+            raise SourceFailure("error", f"cannot read {self._path}: end of input")
+        return count
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

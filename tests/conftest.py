@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A test that leaves a task, a thread, a subprocess or a file descriptor behind fails."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+GRACE_S = 3.0  # what is being torn down when a test returns may finish within this
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            found[link.name] = str(link.readlink())
+        except OSError:  # the descriptor of the listing itself
+            continue
+    return found
+
+
+def _children() -> set[int]:
+    try:
+        return {child.pid for child in psutil.Process().children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def _tasks() -> list[object]:
+    found: list[object] = []
+    for candidate in gc.get_objects():
+        try:
+            if isinstance(candidate, asyncio.Task) and not candidate.done():
+                found.append(candidate)
+        except ReferenceError:  # a dead weak proxy
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compares before and after; `@pytest.mark.shared_state` exempts what session fixtures start."""
+    if request.node.get_closest_marker("shared_state"):
+        yield
+        return
+    threads, fds, children = set(threading.enumerate()), _descriptors(), _children()
+    yield
+    deadline = time.monotonic() + GRACE_S
+    while True:
+        left = {
+            "threads": [t.name for t in threading.enumerate() if t not in threads and t.is_alive()],
+            "file descriptors": [f"{n} → {p}" for n, p in _descriptors().items() if fds.get(n) != p],
+            "subprocesses": sorted(_children() - children),
+        }
+        if not any(left.values()) or time.monotonic() > deadline:
+            break
+        gc.collect()
+        time.sleep(0.02)
+    tasks = _tasks()
+    if tasks:
+        left["tasks"] = [repr(task) for task in tasks]
+    leaked = {kind: what for kind, what in left.items() if what}
+    assert not leaked, f"left behind: {leaked}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "shared_state: uses what a session-wide fixture started")
