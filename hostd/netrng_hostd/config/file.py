@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the file to a checked Config. Nothing on this host is looked at but the file itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from netrng_hostd.config.model import DEFAULT_FILE, Config, default_control
+from netrng_hostd.config.sections import (
+    SUN_PATH_MAX,
+    read_admission,
+    read_channels,
+    read_libvirt,
+    read_path,
+    read_policy,
+    read_quotas,
+    read_reservoir,
+    read_sources,
+)
+from netrng_hostd.config.table import ConfigError, Table
+
+SAMPLE_SIZE_RANGE = (32, 65536)
+KEYS = (
+    "sample_size", "control", "reservoir", "libvirt", "source", "sources", "quota", "admission", "channel",
+)  # fmt: skip
+
+
+def load(path: str | None = None) -> Config:
+    """Reads ``path``, or /etc/netrng/hostd.toml if there is one, or takes the built-in defaults.
+
+    Raises ConfigError.
+    """
+    file = path if path is not None else DEFAULT_FILE
+    try:
+        raw = Path(file).read_bytes()
+    except FileNotFoundError:
+        if path is None:
+            return Config(control=default_control())
+        raise ConfigError(f"{file}: not found; allowed: a file that exists, see conf/hostd.toml") from None
+    except PermissionError:
+        raise ConfigError(f"{file}: permission denied; run as root, or let this user read it") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return _config(file, _toml(file, raw))
+
+
+def _toml(file: str, raw: bytes) -> dict[str, Any]:
+    try:
+        return tomli.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{file}: line {line}: not UTF-8; allowed: a TOML file in UTF-8") from None
+    except tomli.TOMLDecodeError as error:
+        what, _, place = str(error).partition(" (at ")
+        place = place.rstrip(")")
+        if not place.startswith("line "):  # tomli: "end of document"
+            place = f"line {len(raw.splitlines())}, at the end"
+        raise ConfigError(f"{file}: {place}: not TOML: {what}") from None
+    except RecursionError:
+        raise ConfigError(f"{file}: not TOML that can be read: nested too deeply") from None
+
+
+def _config(file: str, values: dict[str, Any]) -> Config:
+    top = Table(file, "", values)
+    top.only(*KEYS)
+    sample_size = top.whole("sample_size", Config.sample_size, *SAMPLE_SIZE_RANGE)
+    control = read_path(top, "control", None if "control" in top else default_control(), SUN_PATH_MAX)
+    return Config(
+        file=file,
+        sample_size=sample_size,
+        control=control,
+        reservoir=read_reservoir(top.table("reservoir"), sample_size),
+        libvirt=read_libvirt(top.table("libvirt")),
+        sources=read_sources(top),
+        policy=read_policy(top.table("sources")),
+        quotas=read_quotas(file, top.tables("quota") or []),
+        admission=read_admission(top.table("admission")),
+        channels=read_channels(top.tables("channel") or []),
+    )

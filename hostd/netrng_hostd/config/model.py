@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shape of the configuration and its built-in defaults.
+
+conf/hostd.toml shows the same defaults to people; tests/edge/test_config.py compares the two.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from netrng_hostd.config.table import ConfigError
+from netrng_hostd.core.quota import QuotaRule
+
+DEFAULT_FILE = "/etc/netrng/hostd.toml"
+SYSTEM_CONTROL = "/run/netrng/hostd.sock"
+DEFAULT_PATHS = {"device": "/dev/hwrng", "prng": "/dev/urandom"}
+
+
+@dataclass(frozen=True)
+class ReservoirConfig:
+    """Bytes of vetted entropy kept, and how many of them only seeds may spend."""
+
+    size: int = 65536
+    seed_reserve: int = 16384
+
+
+@dataclass(frozen=True)
+class LibvirtConfig:
+    """Which hypervisors to watch, and how the channels of their domains are reached.
+
+    ``transport`` "socket" needs read-only connections; "stream" needs read-write ones.
+    """
+
+    uris: tuple[str, ...] = ("qemu:///system",)
+    transport: str = "socket"
+    trust_metadata: bool = True
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source; ``min_entropy`` is what its maker claims, in bits per byte."""
+
+    name: str = "hwrng"
+    kind: str = "device"
+    path: str = DEFAULT_PATHS["device"]
+    min_entropy: float = 8.0
+
+
+@dataclass(frozen=True)
+class AdmissionConfig:
+    """How much of the capacity may be promised, and to how many domains."""
+
+    headroom: float = 0.1
+    policy: str = "best-effort"
+    max_domains: int = 4096
+
+
+@dataclass(frozen=True)
+class ChannelConfig:
+    """A socket of a QEMU that no libvirt manages."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Config:
+    """One hostd.toml. ``file`` is None when there was none and the defaults stand alone."""
+
+    control: str
+    file: str | None = None
+    sample_size: int = 512
+    reservoir: ReservoirConfig = ReservoirConfig()
+    libvirt: LibvirtConfig = LibvirtConfig()
+    sources: tuple[SourceConfig, ...] = (SourceConfig(),)
+    policy: str = "failover"
+    quotas: tuple[QuotaRule, ...] = ()
+    admission: AdmissionConfig = AdmissionConfig()
+    channels: tuple[ChannelConfig, ...] = ()
+
+
+def default_control() -> str:
+    """Where the daemon is asked: the system's place for root, the user's own otherwise.
+
+    Raises ConfigError for a user without XDG_RUNTIME_DIR.
+    """
+    if os.geteuid() == 0:
+        return SYSTEM_CONTROL
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if not runtime.startswith("/"):
+        raise ConfigError(
+            "control: not root and XDG_RUNTIME_DIR is not set, so there is no place for the control socket; "
+            'allowed: control = "/an/absolute/path", or run as root'
+        )
+    return f"{runtime.rstrip('/')}/netrng/hostd.sock"

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of hostd.toml, one function for each. All raise ConfigError."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from urllib.parse import urlsplit
+
+from netrng_hostd.config.model import (
+    DEFAULT_PATHS,
+    AdmissionConfig,
+    ChannelConfig,
+    Config,
+    LibvirtConfig,
+    ReservoirConfig,
+    SourceConfig,
+)
+from netrng_hostd.config.table import ConfigError, Table
+from netrng_hostd.core.quota import (
+    UNSET,
+    QuotaError,
+    QuotaRule,
+    check_rules,
+    format_size,
+    parse_limit,
+    parse_rate,
+    parse_size,
+    parse_weight,
+)
+
+# A health test releases up to 1,024 bytes at once, and all of the reservoir is locked in memory.
+RESERVOIR_RANGE = (4096, 64 << 20)
+SUN_PATH_MAX = 107  # bytes in sockaddr_un, unix(7)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+NAME_ALLOWED = 'a name of letters, digits, "_", "." and "-", at most 64'
+URI_ALLOWED = 'a libvirt URI like "qemu:///system"'
+LOCAL_HOSTS = ("", "localhost", "127.0.0.1", "::1")
+
+
+def read_reservoir(table: Table, sample_size: int) -> ReservoirConfig:
+    table.only(*_keys(ReservoirConfig))
+    default = ReservoirConfig()
+    size = table.parsed("size", default.size, parse_size)
+    seed_reserve = table.parsed("seed_reserve", min(default.seed_reserve, size // 4), parse_size)
+    low, high = (format_size(bound) for bound in RESERVOIR_RANGE)
+    if not RESERVOIR_RANGE[0] <= size <= RESERVOIR_RANGE[1]:
+        raise table.error("size", f"found {format_size(size)}, allowed: {low} to {high}")
+    least = seed_reserve + sample_size
+    if size < least:
+        raise table.error(
+            "size",
+            f"found {format_size(size)}, allowed: at least seed_reserve ({format_size(seed_reserve)}) "
+            f"plus sample_size ({format_size(sample_size)}), {format_size(least)}",
+        )
+    return ReservoirConfig(size, seed_reserve)
+
+
+def read_libvirt(table: Table) -> LibvirtConfig:
+    table.only(*_keys(LibvirtConfig))
+    default = LibvirtConfig()
+    uris = table.texts("uris", default.uris, 'an array of libvirt URIs like ["qemu:///system"]')
+    transport = table.choice("transport", default.transport, ("socket", "stream"))
+    trust_metadata = table.flag("trust_metadata", default.trust_metadata)
+    for place, uri in enumerate(uris):
+        try:
+            parts = urlsplit(uri)
+            host = parts.hostname or ""
+        except ValueError:
+            raise table.wrong(f"uris[{place}]", uri, URI_ALLOWED) from None
+        if not parts.scheme or not uri.isprintable():
+            raise table.wrong(f"uris[{place}]", uri, URI_ALLOWED)
+        if transport == "socket" and host not in LOCAL_HOSTS:
+            allowed = 'a URI of this host, or transport = "stream" for a remote one'
+            raise table.wrong(f"uris[{place}]", uri, allowed)
+    return LibvirtConfig(uris, transport, trust_metadata)
+
+
+def read_sources(top: Table) -> tuple[SourceConfig, ...]:
+    tables = top.tables("source")
+    if tables is None:
+        return Config.sources
+    sources: list[SourceConfig] = []
+    for table in tables:
+        source = _source(table)
+        if any(source.name == other.name for other in sources):
+            raise table.wrong("name", source.name, "a name that no other source has")
+        if any(source.path == other.path for other in sources):
+            raise table.wrong("path", source.path, "a path that no other source reads")
+        sources.append(source)
+    if len(sources) != 1:
+        several = "found no source" if not sources else f"found {len(sources)}; several are not supported yet"
+        raise top.error("source", f"{several}, allowed: exactly one [[source]]")
+    return tuple(sources)
+
+
+def _source(table: Table) -> SourceConfig:
+    table.only(*_keys(SourceConfig))
+    default = SourceConfig()
+    name = _name(table, default.name)
+    kind = table.choice("kind", default.kind, ("device", "prng"), later=("fifo", "egd"))
+    path = read_path(table, "path", DEFAULT_PATHS[kind])
+    min_entropy = table.number("min_entropy", default.min_entropy, 0.5, 8.0)
+    return SourceConfig(name, kind, path, min_entropy)
+
+
+def read_policy(table: Table) -> str:
+    table.only("policy")
+    return table.choice("policy", Config.policy, ("failover",), later=("combine", "xor"))
+
+
+def read_quotas(file: str, tables: list[Table]) -> tuple[QuotaRule, ...]:
+    rules: list[QuotaRule] = []
+    try:
+        for table in tables:
+            table.only(*_keys(QuotaRule))
+            name = _name(table, None)
+            if any(name == rule.name for rule in rules):
+                raise table.wrong("name", name, "a name that no other quota has")
+            rules.append(
+                QuotaRule(
+                    name=name,
+                    match=_match(table),
+                    reservation=table.parsed("reservation", None, parse_rate),
+                    weight=table.parsed("weight", None, parse_weight),
+                    limit=table.parsed("limit", UNSET, parse_limit),
+                    burst=table.parsed("burst", None, parse_size),
+                )
+            )
+        check_rules(rules)
+    except QuotaError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    return tuple(rules)
+
+
+def _match(table: Table) -> tuple[str, ...]:
+    allowed = 'an array of patterns over names like ["db-*"], or of "uuid:" and a UUID'
+    match = table.texts("match", (), allowed)
+    if not match:
+        raise table.wrong("match", list(match), allowed)
+    return match
+
+
+def read_admission(table: Table) -> AdmissionConfig:
+    table.only(*_keys(AdmissionConfig))
+    default = AdmissionConfig()
+    headroom = table.number("headroom", default.headroom, 0.0, 0.9)
+    policy = table.choice("policy", default.policy, ("best-effort", "refuse"))
+    max_domains = table.whole("max_domains", default.max_domains, 1, 65536)
+    return AdmissionConfig(headroom, policy, max_domains)
+
+
+def read_channels(tables: list[Table]) -> tuple[ChannelConfig, ...]:
+    channels: list[ChannelConfig] = []
+    for table in tables:
+        table.only(*_keys(ChannelConfig))
+        channel = ChannelConfig(_name(table, None), read_path(table, "path", None, SUN_PATH_MAX))
+        if any(channel.name == other.name for other in channels):
+            raise table.wrong("name", channel.name, "a name that no other channel has")
+        if any(channel.path == other.path for other in channels):
+            raise table.wrong("path", channel.path, "a path that no other channel has")
+        channels.append(channel)
+    return tuple(channels)
+
+
+def _keys(model: type) -> tuple[str, ...]:
+    """A table's keys are the names of the fields of what it becomes."""
+    return tuple(field.name for field in dataclasses.fields(model))
+
+
+def _name(table: Table, default: str | None) -> str:
+    name = table.text("name", default, NAME_ALLOWED)
+    if not NAME.fullmatch(name):
+        raise table.wrong("name", name, NAME_ALLOWED)
+    return name
+
+
+def read_path(table: Table, key: str, default: str | None, max_bytes: int = 4095) -> str:
+    allowed = "an absolute path"
+    if max_bytes == SUN_PATH_MAX:
+        allowed += f" of at most {max_bytes} bytes, as a socket's must be"
+    path = table.text(key, default, allowed)
+    if not path.startswith("/") or "\0" in path or len(path.encode("utf-8", "surrogateescape")) > max_bytes:
+        raise table.wrong(key, path, allowed)
+    return path

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a path really is: hardware, a kernel's PRNG, a file, or a virtual device.
+
+Nothing here reads from the device.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+RNG_CURRENT = Path("/sys/class/misc/hw_random/rng_current")
+
+# Documentation/admin-guide/devices.txt: 1:8 is /dev/random, 1:9 is /dev/urandom, 10:183 is /dev/hwrng.
+KERNEL_PRNGS = {(1, 8): "/dev/random", (1, 9): "/dev/urandom"}
+HWRNG = (10, 183)
+
+# Names in rng_current that are another machine's word: drivers/char/hw_random/virtio-rng.c names its
+# devices "virtio_rng.N"; pseries-rng.c asks the hypervisor with H_RANDOM.
+VIRTUAL_PREFIXES = ("virtio_rng", "pseries")
+
+_FILE_TYPES = (
+    (stat.S_ISREG, "a regular file"),
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def refuse_reason(path: str, kind: str) -> str | None:
+    """Why ``path`` may not be a source of this ``kind``, in one line; None if it may.
+
+    Never raises: a path that cannot be examined is not refused here, opening it says what is wrong.
+    """
+    if kind == "prng":
+        return None
+    try:
+        status = Path(path).stat()  # follows links: what counts is the device, not its name
+    except (OSError, ValueError):
+        return None
+    if not stat.S_ISCHR(status.st_mode):
+        what = next((name for test, name in _FILE_TYPES if test(status.st_mode)), "not a device")
+        return f'{path} is {what}, not a hardware RNG; only kind = "prng" may read it'
+    device = (os.major(status.st_rdev), os.minor(status.st_rdev))
+    if device in KERNEL_PRNGS:
+        what = f"the kernel's own PRNG ({KERNEL_PRNGS[device]})"
+        return f'{path} is {what}, not a hardware RNG; only kind = "prng" may read it'
+    return None
+
+
+def is_hwrng(path: str) -> bool:
+    """Whether ``path`` is the kernel's hardware RNG device, so that `rng_current` speaks of it."""
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISCHR(status.st_mode) and (os.major(status.st_rdev), os.minor(status.st_rdev)) == HWRNG
+
+
+def rng_current() -> str | None:
+    """The name of the driver's device behind /dev/hwrng now; None if there is none. It can change."""
+    try:
+        name = RNG_CURRENT.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return None
+    return None if name in ("", "none") else name
+
+
+def is_virtual(name: str | None) -> bool:
+    """Whether a name from `rng_current` is a device that this machine's own host emulates."""
+    return name is not None and name.startswith(VIRTUAL_PREFIXES)
