@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which domains run at one URI: from events, and from listings that do not depend on them.
+
+States of a URI::
+
+    connecting ──► connected ──► down ──► connected …
+         └──────────────────────► down
+
+- connecting: the first attempt is under way.
+- connected: the last listing succeeded.
+- down: no connection, or no answer; ``detail`` says why.  The domains known so far stay known, because they
+  run on and are served on; after the reconnection a listing tells what changed.
+
+An event says only "look again": events are lost with the connection and come in surprising orders (a Xen
+reboot emits STARTED of the new id before STOPPED of the old).  So every event leads to a new listing, and a
+domain is gone when the listing says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+import time
+from concurrent.futures import Future
+from typing import Callable, NamedTuple, TypeVar
+
+from netrng_hostd.hypervisor.connection import Connection
+from netrng_hostd.hypervisor.domain_xml import DEFAULT_CHANNEL_NAME, DomainXmlError, LiveDomain, parse_live
+from netrng_hostd.hypervisor.errors import HypervisorError, NoDomainError, UnreachableError
+from netrng_hostd.hypervisor.worker import Worker
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+class UriState(NamedTuple):
+    """``state``: "connecting", "connected" or "down"; ``detail``: one line, "" unless down; ``since_ns``: of
+    time.monotonic_ns(), when the URI entered the state (a new reason does not begin a new one).
+    """
+
+    uri: str
+    state: str
+    detail: str
+    since_ns: int
+
+
+class Timing(NamedTuple):
+    """Seconds.  Several events within ``debounce_s`` make one listing; a reconnection waits ``backoff_s``,
+    then twice as long each time up to ``max_backoff_s``, beginning anew after ``steady_s`` of connection.
+    """
+
+    relist_s: float = 30.0
+    debounce_s: float = 0.1
+    backoff_s: float = 0.5
+    max_backoff_s: float = 30.0
+    steady_s: float = 10.0
+    answer_s: float = 10.0
+    stop_s: float = 2.0
+
+
+class Watcher:
+    """Reports the running domains of one URI; the callbacks run on the asyncio loop.
+
+    ``appeared``, ``changed(old, new)`` (same domain, same id), ``vanished``; ``renewed``: the domain went on,
+    with the same id, from a saved or rebooted state: a new session is due.  A domain with a new id is
+    vanished(old) and then appeared(new).  Domains without a channel are reported too (``channel`` None).
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        transport: str = "socket",
+        channel_name: str = DEFAULT_CHANNEL_NAME,
+        *,
+        appeared: Callable[[LiveDomain], None],
+        changed: Callable[[LiveDomain, LiveDomain], None],
+        vanished: Callable[[LiveDomain], None],
+        renewed: Callable[[LiveDomain], None],
+        state_changed: Callable[[UriState], None],
+        timing: Timing = Timing(),  # noqa: B008 - immutable
+    ) -> None:
+        self.uri = uri
+        self.domains: dict[str, LiveDomain] = {}
+        self.state = UriState(uri, "connecting", "", time.monotonic_ns())
+        self._read_only = transport != "stream"
+        self._channel_name = channel_name
+        self._appeared, self._changed, self._vanished = appeared, changed, vanished
+        self._renewed, self._state_changed = renewed, state_changed
+        self._timing = timing
+        self._worker: Worker | None = None
+        self._connection: Connection | None = None
+        self._inbox: _Inbox | None = None
+        self._unreadable: dict[str, int] = {}
+
+    async def run(self) -> None:
+        """Watch until cancelled.  Trouble with libvirt is a state, never an exception."""
+        self._worker = worker = Worker(f"libvirt {self.uri}")
+        self._state_changed(self.state)
+        backoff_s = self._timing.backoff_s
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                began = loop.time()
+                try:
+                    await self._watch(worker)
+                except HypervisorError as error:
+                    self._enter("down", str(error))
+                if loop.time() - began >= self._timing.steady_s:
+                    backoff_s = self._timing.backoff_s
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, self._timing.max_backoff_s)
+        finally:
+            self._worker = None
+            worker.stop()
+            if not await worker.ended(self._timing.stop_s):
+                _log.warning("%s: a call to libvirt hangs; its thread is left behind", self.uri)
+
+    async def open_stream(self, domain: LiveDomain) -> socket.socket:
+        """A non-blocking socket that libvirt connects to the domain's channel; the caller closes it.
+
+        It sees the end of the stream, of the domain or of libvirtd as end of file.  Raises HypervisorError.
+        """
+        worker, connection = self._worker, self._connection
+        if worker is None or connection is None:
+            raise UnreachableError(f"{self.uri}: not connected: {self.state.detail or self.state.state}")
+        opening = worker.submit(lambda: connection.open_channel(domain.uuid, self._channel_name))
+        try:
+            return await asyncio.wrap_future(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_result)
+            raise
+
+    async def _watch(self, worker: Worker) -> None:
+        """One connection's lifetime; always ends in an exception."""
+        inbox = self._inbox = _Inbox(asyncio.get_running_loop(), self._renew)
+        connection = Connection(
+            self.uri,
+            read_only=self._read_only,
+            on_event=inbox.event,
+            on_close=inbox.closed,
+            later=worker.submit,
+        )
+        try:
+            await self._answer(worker.submit(connection.open))
+            self._connection = connection
+            dirty: set[str] | None = None
+            next_full = 0.0
+            while True:
+                if dirty is None:
+                    next_full = inbox.loop.time() + self._timing.relist_s
+                await self._relist(worker, connection, dirty)
+                self._enter("connected", "")
+                if await inbox.wait(next_full - inbox.loop.time()):
+                    await asyncio.sleep(self._timing.debounce_s)
+                    dirty = inbox.take()
+                else:
+                    dirty = None
+                if inbox.lost is not None:
+                    raise UnreachableError(f"{self.uri}: the connection was lost: {inbox.lost}")
+        finally:
+            self._connection = self._inbox = None
+            inbox.shut()
+            worker.submit(connection.close)
+
+    async def _answer(self, future: Future[T]) -> T:
+        """Await a call; a hung one is shown as down, and waited for: a thread cannot be interrupted."""
+        waiting = asyncio.wrap_future(future)
+        try:
+            done, _ = await asyncio.wait([waiting], timeout=self._timing.answer_s)
+            if not done:
+                self._enter(
+                    "down",
+                    f"{self.uri}: libvirtd took the connection and does not answer; "
+                    "look at its log, or restart it",
+                )
+            return await waiting
+        finally:
+            waiting.cancel()
+
+    async def _relist(self, worker: Worker, connection: Connection, dirty: set[str] | None) -> None:
+        """List, and read the XML of those that are new, or dirty (None: all)."""
+        listed = dict(await self._answer(worker.submit(connection.active)))
+        for uuid, old in list(self.domains.items()):
+            if listed.get(uuid) != old.id:
+                del self.domains[uuid]
+                self._vanished(old)
+        self._unreadable = {uuid: number for uuid, number in self._unreadable.items() if uuid in listed}
+        for uuid, number in listed.items():
+            if dirty is not None and uuid in self.domains and uuid not in dirty:
+                continue
+            new = await self._read(worker, connection, uuid, number)
+            if new is not None:
+                self._report(new)
+
+    async def _read(
+        self, worker: Worker, connection: Connection, uuid: str, number: int
+    ) -> LiveDomain | None:
+        def read() -> LiveDomain | None:
+            return parse_live(connection.live_xml(uuid), self.uri, self._channel_name)
+
+        try:
+            return await self._answer(worker.submit(read))
+        except NoDomainError:
+            return None  # it ended in this moment: its STOPPED makes us look again
+        except DomainXmlError as error:
+            if self._unreadable.get(uuid) != number:  # once, not at every listing
+                self._unreadable[uuid] = number
+                _log.warning("%s: domain %s is left out: %s", self.uri, uuid, error)
+            return None
+
+    def _report(self, new: LiveDomain) -> None:
+        old = self.domains.get(new.uuid)
+        self.domains[new.uuid] = new
+        if old is None:
+            self._appeared(new)
+        elif old.id != new.id:
+            self._vanished(old)
+            self._appeared(new)
+        elif old != new:
+            self._changed(old, new)
+
+    def _renew(self, uuid: str, number: int) -> None:
+        """At once, before any listing: until then the guest would be sent bytes of the old session."""
+        domain = self.domains.get(uuid)
+        if domain is not None and domain.id == number:
+            self._renewed(domain)
+
+    def _enter(self, state: str, detail: str) -> None:
+        if (state, detail) == (self.state.state, self.state.detail):
+            return
+        same = state == self.state.state
+        since_ns = self.state.since_ns if same else time.monotonic_ns()
+        self.state = UriState(self.uri, state, detail, since_ns)
+        self._state_changed(self.state)
+
+
+class _Inbox:
+    """Carries events from libvirt's thread into the loop: one wake-up for however many arrived."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, renew: Callable[[str, int], None]) -> None:
+        self.loop = loop
+        self.lost: str | None = None
+        self._renew = renew
+        self._lock = threading.Lock()
+        self._events: dict[tuple[str, int], bool] = {}
+        self._lost: str | None = None
+        self._posted = False
+        self._shut = False
+        self._dirty: set[str] = set()
+        self._wake = asyncio.Event()
+
+    def event(self, uuid: str, number: int, renews: bool) -> None:
+        """In libvirt's thread."""
+        with self._lock:
+            key = (uuid, number)
+            self._events[key] = self._events.get(key, False) or renews
+            self._post()
+
+    def closed(self, reason: str) -> None:
+        """In libvirt's thread."""
+        with self._lock:
+            self._lost = reason
+            self._post()
+
+    def shut(self) -> None:
+        """Nothing crosses any more (the loop may be closed next)."""
+        with self._lock:
+            self._shut = True
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Whether something arrived in that time."""
+        try:
+            await asyncio.wait_for(self._wake.wait(), max(0.0, timeout_s))
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    def take(self) -> set[str]:
+        """The UUIDs that had events since the last call."""
+        self._wake.clear()
+        dirty, self._dirty = self._dirty, set()
+        return dirty
+
+    def _post(self) -> None:
+        if not self._posted and not self._shut:
+            self._posted = True
+            self.loop.call_soon_threadsafe(self._arrive)
+
+    def _arrive(self) -> None:
+        with self._lock:
+            events, self._events = self._events, {}
+            self.lost, self._posted = self._lost, False
+            if self._shut:
+                return
+        self._wake.set()
+        for (uuid, number), renews in events.items():
+            self._dirty.add(uuid)
+            if renews:
+                self._renew(uuid, number)
+
+
+def _close_result(opening: Future[socket.socket]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What netrng reads in a domain's live XML: who it is and where its channel is.
+
+libvirtd writes this XML and is trusted (it can do anything to the host), so the standard library's parser
+is good enough; the size is bounded all the same, because parts of it (metadata, description) are tenants'.
+Format: https://libvirt.org/formatdomain.html#channel
+"""
+
+from __future__ import annotations
+
+import uuid as uuid_module
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+DEFAULT_CHANNEL_NAME = "org.netrng.0"
+METADATA_NAMESPACE = "urn:netrng:1"
+
+# libvirt's own limit for a string on its wire (REMOTE_STRING_MAX); real ones are 5 to 30 KB.
+MAX_XML_CHARS = 4 * 1024 * 1024
+
+
+class DomainXmlError(ValueError):
+    """The XML is not a domain's, or too large; one line, for a log."""
+
+
+@dataclass(frozen=True)
+class LiveChannel:
+    """The channel of a running domain.
+
+    ``mode`` "bind": the hypervisor listens on ``path``.  ``guest_open``: whether the guest has its end
+    open, None where the hypervisor does not say (Xen never does).
+    """
+
+    kind: str
+    path: str | None
+    mode: str
+    guest_open: bool | None
+
+
+@dataclass(frozen=True)
+class LiveDomain:
+    """A running domain; ``channel`` is None where it has none.
+
+    ``quota``: the attributes of its <netrng:quota> metadata element as (key, value), unchecked; None
+    where there is none.
+    """
+
+    name: str
+    uuid: str
+    uri: str
+    id: int
+    channel: LiveChannel | None
+    quota: tuple[tuple[str, str], ...] | None = None
+
+
+def parse_live(xml: str, uri: str, channel_name: str = DEFAULT_CHANNEL_NAME) -> LiveDomain | None:
+    """Read a live XML; None if it is of a domain that does not run.  Raises DomainXmlError."""
+    root = parse_domain(xml)
+    domain_id = root.get("id")
+    if domain_id is None:
+        return None
+    try:
+        number = int(domain_id)
+        uuid = str(uuid_module.UUID(root.findtext("uuid", "")))
+    except ValueError as error:
+        raise DomainXmlError(f"no domain id and UUID in the XML: {error}") from None
+    name = root.findtext("name")
+    if not name:
+        raise DomainXmlError("no name in the domain's XML")
+    channel = find_channel(root, channel_name)
+    return LiveDomain(
+        name, uuid, uri, number, None if channel is None else _live_channel(channel), _quota(root)
+    )
+
+
+def parse_domain(xml: str) -> ElementTree.Element:
+    """The <domain> element; raises DomainXmlError."""
+    if len(xml) > MAX_XML_CHARS:
+        raise DomainXmlError(f"the domain's XML has {len(xml)} characters; {MAX_XML_CHARS} are allowed")
+    try:
+        root = ElementTree.fromstring(xml)  # noqa: S314 - from libvirtd: see above
+    except ElementTree.ParseError as error:
+        raise DomainXmlError(f"the domain's XML is not well-formed: {error}") from None
+    if root.tag != "domain":
+        raise DomainXmlError(f"the domain's XML begins with <{root.tag[:40]}>, not <domain>")
+    return root
+
+
+def find_channel(root: ElementTree.Element, channel_name: str) -> ElementTree.Element | None:
+    """The first UNIX <channel> of that name, or None."""
+    for channel in root.iterfind("devices/channel"):
+        target = channel.find("target")
+        if target is not None and target.get("name") == channel_name and channel.get("type") == "unix":
+            kind = target.get("type")
+            if kind in ("virtio", "xen"):
+                return channel
+    return None
+
+
+def _live_channel(channel: ElementTree.Element) -> LiveChannel:
+    target, source = channel.find("target"), channel.find("source")
+    assert target is not None  # find_channel looked at it
+    state = target.get("state")
+    return LiveChannel(
+        kind=target.get("type", ""),
+        path=None if source is None else source.get("path"),
+        mode="bind" if source is None else source.get("mode", "bind"),
+        guest_open=None if state is None else state == "connected",
+    )
+
+
+def _quota(root: ElementTree.Element) -> tuple[tuple[str, str], ...] | None:
+    element = root.find(f"metadata/{{{METADATA_NAMESPACE}}}quota")
+    return None if element is None else tuple(sorted(element.attrib.items()))
