@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Health tests: which noise bytes of a source may be given out, and when the source has failed.
+
+NIST SP 800-90B (January 2018), section 4.4: the repetition count test over bytes, the adaptive proportion
+test over bytes and over bits. A noise byte is held until the whole window of 512 bytes that it lies in has
+passed all three; the first 1,024 after a start or an alarm are held together (start-up test, section 4.3)
+and may then be used like any others. An alarm comes with the noise byte that completes it, everything held
+is wiped, the rest of that window is thrown away as it arrives, and the tests begin again at start-up. So a
+dead source raises at most one alarm per window, and how the input is chopped changes nothing.
+
+There is no loop per byte: runs are found in the XOR of the noise with itself shifted by a byte, as one big
+integer. That integer, and the population counts, are temporaries of Python's that nobody can overwrite; the
+buffers here are overwritten as soon as they are spent.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+BYTE_WINDOW = 512  # noise bytes, SP 800-90B 4.4.2: W for sources that are not binary
+BIT_WINDOW = 1024  # bits, SP 800-90B 4.4.2: W for binary sources
+STARTUP = 1024  # noise bytes, SP 800-90B 4.3: start-up tests see at least 1,024 consecutive samples
+ALPHA_EXPONENT = 40  # false alarms once in 2^40 tests; SP 800-90B 4.4 asks for 20 to 40
+
+RCT = "repetition-count"
+APT_BYTES = "adaptive-proportion-bytes"
+APT_BITS = "adaptive-proportion-bits"
+
+_BIT_WINDOW_BYTES = BIT_WINDOW // 8
+_ONES = bytes(bin(value).count("1") for value in range(256))
+_ZERO = b"\0"
+
+
+def rct_cutoff(a: int, h: float) -> int:
+    """C = 1 + ⌈a / H⌉, SP 800-90B 4.4.1: so many equal noise values in a row are an alarm.
+
+    `a`: the false alarm rate is 2^-a per value; `h`: claimed min-entropy per value, in bits.
+    """
+    return 1 + math.ceil(a / h)
+
+
+def apt_cutoff(a: int, h: float, window: int) -> int:
+    """C = 1 + CRITBINOM(W, 2^-H, 1 - 2^-a), SP 800-90B 4.4.2: a window's first value so often is an alarm.
+
+    `a`: the false alarm rate is 2^-a per window; `h`: claimed min-entropy per value, in bits; `window`: W,
+    in values. CRITBINOM is the least k with P(X <= k) >= 1 - 2^-a for X ~ Binomial(W, 2^-H). It is summed in
+    exact integers from the far tail, because 1 - 2^-40 leaves a float few digits to be wrong in. The result
+    is W + 1, a test that never fails, where H * W < a.
+    """
+    hit, whole = (2.0**-h).as_integer_ratio()
+    miss = whole - hit
+    # All probabilities are integers over whole^W; `term` is P(X = k), `tail` is P(X > k).
+    allowed = whole**window >> a
+    k, term, tail = window, hit**window, 0
+    while tail + term <= allowed:
+        tail += term
+        term = term * k * miss // ((window - k + 1) * hit)
+        k -= 1
+    return k + 1
+
+
+class Alarm(NamedTuple):
+    """A test that failed: its name, its counts in words, and after how many noise bytes in all."""
+
+    test: str
+    detail: str
+    offset: int = 0
+
+
+class Verdict(NamedTuple):
+    """What one feed led to.
+
+    `released`: vetted bytes, oldest first, the receiver's to spend and wipe. `discarded`: how many bytes an
+    alarm destroyed. `alarm`: the first alarm, `alarms`: all of them. Over any number of feeds, bytes fed =
+    released + discarded + held.
+    """
+
+    released: bytearray
+    discarded: int
+    alarm: Alarm | None = None
+    alarms: tuple[Alarm, ...] = ()
+
+    def __repr__(self) -> str:
+        return (
+            f"Verdict(released={len(self.released)} bytes, discarded={self.discarded}, alarms={self.alarms})"
+        )
+
+
+class HealthTests:
+    """The health tests of one source; see the module for what they promise.
+
+    `min_entropy`: claimed bits per noise byte; a bit of it is taken to carry an eighth. ValueError where it
+    is above 8 or so low that one of the tests could never fail (below a/128: 0.3125 for a = 40).
+    """
+
+    def __init__(self, min_entropy: float = 8.0, alpha_exponent: int = ALPHA_EXPONENT) -> None:
+        least = 8 * alpha_exponent / BIT_WINDOW
+        if not least <= min_entropy <= 8.0:
+            raise ValueError(f"min_entropy is {min_entropy}, must be {least} to 8.0 bits per byte")
+        self.rct_cutoff = rct_cutoff(alpha_exponent, min_entropy)
+        self.apt_byte_cutoff = apt_cutoff(alpha_exponent, min_entropy, BYTE_WINDOW)
+        self.apt_bit_cutoff = apt_cutoff(alpha_exponent, min_entropy / 8, BIT_WINDOW)
+        self._run_pattern = bytes(self.rct_cutoff - 1)
+        self._buffer = bytearray(STARTUP)
+        self._held = 0  # bytes of the buffer in use
+        self._base = 0  # where in the buffer the present byte window begins
+        self._bits_base = 0  # where in the buffer the present bit window begins
+        self._run_value = _ZERO  # RCT's A
+        self._run_length = 0  # RCT's B; 0 before the first noise byte
+        self._skip = 0  # bytes of a failed window still to be thrown away
+        self._starting = True
+        self._offset = 0  # noise bytes fed, ever
+
+    @property
+    def held(self) -> int:
+        """Bytes fed and neither released nor discarded yet: at most 1,023."""
+        return self._held
+
+    @property
+    def starting(self) -> bool:
+        """Whether the start-up test has still to be passed."""
+        return self._starting
+
+    def __repr__(self) -> str:
+        return f"HealthTests(held={self._held}, starting={self._starting}, fed={self._offset})"
+
+    def feed(self, noise: bytes | bytearray | memoryview) -> Verdict:
+        """Tests the next noise bytes, in the order in which the source gave them; the caller wipes them."""
+        position, discarded, alarms = 0, 0, list[Alarm]()
+        size = len(noise)
+        released = bytearray(self._held + size)
+        filled = 0
+        with memoryview(noise) as source, memoryview(released) as target, memoryview(self._buffer) as buffer:
+            while position < size:
+                if self._skip:
+                    step = min(self._skip, size - position)
+                    self._skip -= step
+                    discarded += step
+                    self._offset += step
+                    position += step
+                    continue
+                piece = source[position : position + self._base + BYTE_WINDOW - self._held]
+                step = len(piece)
+                buffer[self._held : self._held + step] = piece
+                position += step
+                self._offset += step
+                alarm = self._test(piece)
+                if alarm is not None:
+                    alarms.append(alarm)
+                    rest = self._base + BYTE_WINDOW - self._held
+                    discarded += self.restart()
+                    self._skip = rest
+                elif self._held - self._base == BYTE_WINDOW:
+                    ready = self._pass_window()
+                    target[filled : filled + ready] = buffer[:ready]
+                    buffer[:ready] = bytes(ready)
+                    filled += ready
+        del released[filled:]
+        return Verdict(released, discarded, alarms[0] if alarms else None, tuple(alarms))
+
+    def restart(self) -> int:
+        """Wipes what is held and begins again at start-up; returns how many bytes were discarded.
+
+        For a source that was opened anew: its noise does not follow on from what came before.
+        """
+        wiped = self._held
+        self._buffer[:] = bytes(STARTUP)
+        self._held = self._base = self._bits_base = self._run_length = self._skip = 0
+        self._run_value = _ZERO
+        self._starting = True
+        return wiped
+
+    def _pass_window(self) -> int:
+        """Moves on to the next byte window; returns how many bytes may be released."""
+        if self._starting and self._held < STARTUP:
+            self._base = self._held
+            return 0
+        ready, self._held, self._base, self._bits_base, self._starting = self._held, 0, 0, 0, False
+        return ready
+
+    def _test(self, piece: memoryview) -> Alarm | None:
+        """Tests the next bytes of a window, already in the buffer; they count as held from here on.
+
+        Of several alarms the earliest counts, so that the answer is the one of a byte-by-byte feed.
+        """
+        end = self._repetition_count(piece)
+        before = self._offset - len(piece) - self._held  # noise bytes before the first in the buffer
+        counted = self._held + (end or len(piece))
+        self._held += len(piece)
+        while counted - self._bits_base >= _BIT_WINDOW_BYTES:
+            start, self._bits_base = self._bits_base, self._bits_base + _BIT_WINDOW_BYTES
+            # 4.4.2 steps 1 to 3 on bits, most significant first: B counts the values equal to the first, A.
+            count = sum(self._buffer[start : self._bits_base].translate(_ONES))
+            if self._buffer[start] < 0x80:
+                count = BIT_WINDOW - count
+            if count >= self.apt_bit_cutoff:  # step 4
+                detail = f"one value {count} times in {BIT_WINDOW} bits, alarm from {self.apt_bit_cutoff}"
+                return Alarm(APT_BITS, detail, before + self._bits_base)
+        if end is not None:
+            detail = f"{self.rct_cutoff} equal bytes in a row, alarm from {self.rct_cutoff}"
+            return Alarm(RCT, detail, before + counted)
+        if counted - self._base == BYTE_WINDOW:
+            # 4.4.2 steps 1 to 3 on bytes.
+            count = self._buffer.count(self._buffer[self._base], self._base, counted)
+            if count >= self.apt_byte_cutoff:  # step 4
+                detail = f"one value {count} times in {BYTE_WINDOW} bytes, alarm from {self.apt_byte_cutoff}"
+                return Alarm(APT_BYTES, detail, before + counted)
+        return None
+
+    def _repetition_count(self, piece: memoryview) -> int | None:
+        """4.4.1: how many bytes of the piece it took to complete a run of C equal ones; None without one."""
+        run = self._run_value * self._run_length + piece
+        size = len(run)
+        number = int.from_bytes(run, "big")
+        # Byte i is zero where noise byte i equals the one before it; byte 0 has none before it.
+        changes = (number ^ (number >> 8)).to_bytes(size, "big")
+        found = changes.find(self._run_pattern, 1)
+        if found >= 0:  # B reached C with the last byte of the pattern
+            return found + self.rct_cutoff - 1 - self._run_length
+        self._run_value = run[-1:]
+        self._run_length = min(size, 1 + size - len(changes.rstrip(_ZERO)))
+        return None
