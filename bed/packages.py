@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fetches what the guests are made of, once, into a cache: a kernel, busybox, the variants of rngd.
+
+The packages are downloaded and unpacked, never installed: rng-tools would start an rngd that competes for
+the host's /dev/hwrng, busybox-static would replace the user's busybox.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+from bed import initramfs
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_CACHE = ROOT / ".cache" / "bed"
+RNGD_VARIANTS = ("rng-tools5", "rng-tools-debian")
+PYTHON = Path("/usr/bin/python3")
+_KERNEL_METAPACKAGES = ("linux-image-amd64", "linux-image-generic")  # Debian, Ubuntu
+
+
+class BedError(Exception):
+    """The bed cannot be made or used; the text says what to do."""
+
+
+class Artefacts(NamedTuple):
+    """What a guest boots: files in the cache."""
+
+    kernel: Path
+    initramfs: Path
+    kernel_release: str
+    rngd: tuple[str, ...]  # the variants that the image holds, at /opt/VARIANT/usr/sbin/rngd
+
+
+def say(text: str) -> None:
+    """A progress line."""
+    print(f"bed: {text}", file=sys.stderr, flush=True)
+
+
+def prepare(cache_dir: Path = DEFAULT_CACHE) -> Artefacts:
+    """Downloads, unpacks and builds what is missing in `cache_dir`; at once when nothing is.
+
+    Safe to call from several processes.  A newer kernel in the archive is not looked for: remove the cache
+    to get one.  Raises BedError when a package cannot be had.
+    """
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with _locked(cache_dir / "lock"):
+        wanted = _key()
+        index = cache_dir / "index.json"
+        found = _read_index(index)
+        if found is None or found["key"] != wanted or not (cache_dir / found["kernel"]).exists():
+            found = _build(cache_dir, wanted)
+            scratch = index.with_suffix(".new")
+            scratch.write_text(json.dumps(found, indent=1))
+            scratch.replace(index)
+    return Artefacts(
+        kernel=cache_dir / found["kernel"],
+        initramfs=cache_dir / found["initramfs"],
+        kernel_release=found["release"],
+        rngd=tuple(found["rngd"].split()),
+    )
+
+
+def _read_index(path: Path) -> Optional[dict[str, str]]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"key", "kernel", "initramfs", "release", "rngd"} <= set(found) else None
+
+
+def _key() -> str:
+    """Names everything on this machine that the image is made of: it is rebuilt when one of them changed."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("guest/*")):
+        digest.update(path.read_bytes())
+    digest.update(Path(initramfs.__file__).read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    for program in (PYTHON, *initramfs.HOST_PROGRAMS):
+        stat = program.stat() if program.exists() else None
+        digest.update(f"{program.resolve()} {stat.st_size, int(stat.st_mtime) if stat else None}".encode() if stat else b"-")
+    return digest.hexdigest()[:16]
+
+
+def _build(cache_dir: Path, key: str) -> dict[str, str]:
+    debs = cache_dir / "debs"
+    kernel_packages = _kernel_packages()
+    trees = {name: _unpacked(debs, name) for name in (*kernel_packages, "busybox-static", *RNGD_VARIANTS)}
+    vmlinuz = [path for name in kernel_packages for path in trees[name].glob("boot/vmlinuz-*")]
+    if len(vmlinuz) != 1:
+        raise BedError(f"{' and '.join(kernel_packages)} hold {len(vmlinuz)} kernels, not one; remove {cache_dir}")
+    release = vmlinuz[0].name[len("vmlinuz-") :]
+    say(f"building the guest's image for Linux {release}")
+    module_trees = [
+        folder
+        for name in kernel_packages
+        for folder in (trees[name] / "lib/modules" / release, trees[name] / "usr/lib/modules" / release)
+        if folder.is_dir()
+    ]
+    image = cache_dir / f"initramfs-{release}-{key}.cpio"
+    scratch = image.with_suffix(".new")
+    busybox = next(path for path in (trees["busybox-static"] / "bin/busybox", trees["busybox-static"] / "usr/bin/busybox") if path.exists())
+    initramfs.build(
+        scratch, busybox=busybox, module_trees=module_trees, python=PYTHON, trees={name: trees[name] for name in RNGD_VARIANTS}
+    )
+    scratch.replace(image)
+    kernel = cache_dir / f"vmlinuz-{release}"
+    if not kernel.exists():
+        shutil.copy(vmlinuz[0], kernel.with_suffix(".new"))
+        kernel.with_suffix(".new").replace(kernel)
+    for old in cache_dir.glob("initramfs-*.cpio"):
+        if old != image:
+            old.unlink()
+    return {"key": key, "kernel": kernel.name, "initramfs": image.name, "release": release, "rngd": " ".join(RNGD_VARIANTS)}
+
+
+def _kernel_packages() -> list[str]:
+    """The packages that hold the distribution's kernel and, on Ubuntu, its modules."""
+    for meta in _KERNEL_METAPACKAGES:
+        shown = subprocess.run(["apt-cache", "depends", "--important", meta], capture_output=True, text=True)
+        for name in re.findall(r"Depends: (linux-image-[0-9]\S+)", shown.stdout):
+            modules = name.replace("linux-image-", "linux-modules-", 1)
+            has_modules = subprocess.run(["apt-cache", "show", "--no-all-versions", modules], capture_output=True)
+            # linux-modules-extra is not needed: virtio_console is in the first one.
+            return [name, modules] if has_modules.returncode == 0 and "generic" in name else [name]
+    raise BedError(f"apt knows none of {', '.join(_KERNEL_METAPACKAGES)}; run apt-get update (or: scripts/setup vm)")
+
+
+def _unpacked(debs: Path, name: str) -> Path:
+    """The unpacked tree of a package, fetched unless it is there."""
+    tree = debs / name
+    if tree.is_dir():
+        return tree
+    debs.mkdir(parents=True, exist_ok=True)
+    say(f"fetching {name} (unpacked into the cache, not installed)")
+    with tempfile.TemporaryDirectory(dir=debs, prefix="new-") as scratch:
+        fetched = subprocess.run(
+            # The sandbox user cannot write here; nothing but this folder is written either way.
+            ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", name],
+            cwd=scratch,
+            capture_output=True,
+            text=True,
+        )
+        packages = list(Path(scratch).glob("*.deb"))
+        if fetched.returncode or len(packages) != 1:
+            raise BedError(f"apt-get download {name} failed: {fetched.stderr.strip() or 'no file'}; run apt-get update and try again")
+        subprocess.run(["dpkg-deb", "-x", str(packages[0]), f"{scratch}/tree"], check=True)
+        Path(f"{scratch}/tree").rename(tree)
+    return tree
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+if __name__ == "__main__":
+    try:
+        print(prepare(Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_CACHE))
+    except BedError as error:
+        sys.exit(f"bed: {error}")

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small guest on a private libvirt: made in about five seconds, driven over a serial line."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import re
+import shlex
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Callable, Optional, TypeVar, Union
+from xml.sax.saxutils import escape, quoteattr
+
+import libvirt
+
+from bed.cpio import Archive
+from bed.jobs import Jobs, Result
+from bed.libvirtd import PrivateLibvirtd
+from bed.packages import Artefacts, BedError
+
+CHANNEL = "org.netrng.0"
+CHANNEL_XML = f"<channel type='unix'><target type='virtio' name='{CHANNEL}'/></channel>"
+BOOT_S = 90.0
+_T = TypeVar("_T")
+# libvirt writes <source mode='bind' path='…'/> and then <target …>.
+_CHANNEL_SOURCE = re.compile(rf"<source mode='bind' path='([^']+)'/>\s*<target type='virtio' name='{re.escape(CHANNEL)}'")
+
+
+class BedTimeout(BedError):
+    """What was waited for did not come; the text ends with the guest's console."""
+
+
+class Job:
+    """A script that runs in a guest."""
+
+    def __init__(self, vm: VM, script: str) -> None:
+        self._vm = vm
+        self._script = script
+        self._name = vm.jobs.submit(script)
+        self._result: Optional[Result] = None
+
+    def result(self, deadline_s: float = 30.0) -> Result:
+        """Waits for its end.  BedTimeout after `deadline_s`; the job goes on then."""
+        if self._result is None:
+            answer = self._vm.jobs.answer(self._name, self._script, deadline_s)
+            if answer is None:
+                raise BedTimeout(
+                    f"{self._vm.name}: no answer within {deadline_s:.0f} s from: {self._script.strip()[:500]}\n"
+                    f"{self._vm.tail()}"
+                )
+            self._result = Result(answer[0], answer[1].decode(errors="backslashreplace"))
+        return self._result
+
+    def output(self) -> str:
+        """What it has written so far."""
+        return self._vm.run(f"cat /run/jobs/{self._name}.out").out
+
+    def kill(self, signal: str = "TERM") -> None:
+        """Sends a signal to everything that it started (its process group)."""
+        self._vm.run(f"kill -{signal} -$(cat /run/jobs/{self._name}.pid)")
+
+
+class VM:
+    """One guest; a context manager that boots it and, at the end, destroys it."""
+
+    def __init__(
+        self,
+        host: PrivateLibvirtd,
+        artefacts: Artefacts,
+        name: str,
+        *,
+        channel: bool = True,
+        controller: bool = True,
+        memory_mib: int = 256,
+        main: Optional[str] = None,
+        files: Optional[Mapping[str, Union[bytes, Path]]] = None,
+        rngd: Optional[str] = "rng-tools5",
+        metadata: str = "",
+        devices: str = "",
+        kernel_args: str = "",
+        cpu: str = "<cpu mode='maximum'/>",
+        kvm: bool = False,
+        genid: bool = False,
+        persistent: bool = True,
+    ) -> None:
+        """Describes a guest; `start` boots it.
+
+        channel     with org.netrng.0; `controller`: with a virtio-serial controller though without a channel
+        main        a shell script that the guest runs once at boot; its output is /run/main.out, its exit
+                    code, once it ended, /run/main.rc
+        files       path in the guest → content, or the file here that has it; executable
+        rngd        the variant that is /usr/sbin/rngd in the guest ("rng-tools5", "rng-tools-debian"), or None
+        metadata    XML inside <metadata>; `devices`: XML inside <devices>
+        kernel_args appended to the kernel's command line
+        genid       with a VM generation ID
+        """
+        if rngd is not None and rngd not in artefacts.rngd:
+            raise BedError(f"there is no {rngd}: choose {' or '.join(artefacts.rngd)}")
+        self.host = host
+        self.name = name
+        self.uuid = str(uuid.uuid4())
+        self.jobs = Jobs(self._line)
+        self._artefacts = artefacts
+        self._persistent = persistent
+        self._files = dict(files or {})
+        self._main = main
+        self._rngd = rngd
+        self._boot = host.run.boot
+        serial = "" if channel or not controller else "<controller type='virtio-serial' index='0'/>"
+        self.xml = f"""
+<domain type='{"kvm" if kvm else "qemu"}'>
+  <name>{escape(name)}</name>
+  <uuid>{self.uuid}</uuid>
+  {"<genid/>" if genid else ""}
+  <metadata>{metadata}</metadata>
+  <memory unit='MiB'>{memory_mib}</memory>
+  <vcpu>1</vcpu>
+  {cpu}
+  <os>
+    <type arch='x86_64' machine='pc'>hvm</type>
+    <kernel>{self._boot / artefacts.kernel.name}</kernel>
+    <initrd>{self._initrd}</initrd>
+    <cmdline>{escape(f"console=ttyS0 quiet panic=-1 {kernel_args}".strip())}</cmdline>
+  </os>
+  <features><acpi/></features>
+  <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>destroy</on_crash>
+  <devices>
+    <controller type='usb' model='none'/>
+    <memballoon model='none'/>
+    <serial type='file'>
+      <source path={quoteattr(str(self.console))} append='on'/><target port='0'/>
+    </serial>
+    <serial type='unix'>
+      <source mode='bind' path={quoteattr(str(self._line_on(host)))}/><target port='1'/>
+    </serial>
+    {serial}
+    {CHANNEL_XML if channel else ""}
+    {devices}
+  </devices>
+</domain>"""
+
+    # Life
+
+    def start(self, wait: bool = True) -> VM:
+        """Boots it, by default until it answers."""
+        self._build_initrd()
+        self.console.unlink(missing_ok=True)
+        connection = self.host.connection()
+        if self._persistent:
+            connection.defineXML(self.xml).create()
+        else:
+            connection.createXML(self.xml)
+        if wait:
+            self.wait_up()
+        return self
+
+    def wait_up(self, deadline_s: float = BOOT_S) -> None:
+        """Waits until the guest runs commands."""
+        self.run("true", deadline_s)
+
+    @property
+    def domain(self) -> libvirt.virDomain:
+        """libvirt's handle; valid until its libvirtd restarts.  Raises libvirtError when there is none."""
+        return self.host.connection().lookupByUUIDString(self.uuid)
+
+    def boot_again(self) -> None:
+        """Starts a persistent guest that was destroyed or powered off."""
+        self.domain.create()
+        self.wait_up()
+
+    def destroy(self) -> None:
+        """Pulls the plug; a persistent definition stays."""
+        self.domain.destroy()
+
+    def suspend(self) -> None:
+        """Stops its CPU."""
+        self.domain.suspend()
+
+    def resume(self) -> None:
+        """Goes on after `suspend`."""
+        self.domain.resume()
+
+    def reset(self) -> None:
+        """Resets the machine, as its button does, and waits until it is up again."""
+        before = self.boot_id()
+        self.domain.reset()
+        self.wait_for(lambda: self.boot_id() != before, BOOT_S, "the guest to boot again")
+
+    def boot_id(self) -> str:
+        """Names this boot of the guest's kernel."""
+        return self.run("cat /proc/sys/kernel/random/boot_id").out.strip()
+
+    def save(self, path: Path) -> None:
+        """Saves memory and state to `path` (in a folder of the run's unprivileged user) and stops it."""
+        self.domain.save(str(path))
+
+    def restore(self, path: Path, host: Optional[PrivateLibvirtd] = None) -> None:
+        """Goes on from a saved state, on `host` if given; as often as one likes from the same file."""
+        target = host or self.host
+        connection = target.connection()
+        saved = connection.saveImageGetXMLDesc(str(path), libvirt.VIR_DOMAIN_XML_SECURE)
+        connection.restoreFlags(str(path), self._moved(saved, target), 0)
+        self._move_to(target)
+
+    def migrate(self, target: PrivateLibvirtd) -> None:
+        """Migrates it live to `target`; this object then stands for the guest there."""
+        source = self.domain
+        migratable = source.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE)
+        parameters = {
+            libvirt.VIR_MIGRATE_PARAM_DEST_XML: self._moved(migratable, target),
+            # By default libvirt would look up the machine's name in the DNS.
+            libvirt.VIR_MIGRATE_PARAM_URI: "tcp://127.0.0.1",
+            libvirt.VIR_MIGRATE_PARAM_LISTEN_ADDRESS: "127.0.0.1",
+        }
+        flags = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
+        if self._persistent:
+            parameters[libvirt.VIR_MIGRATE_PARAM_PERSIST_XML] = self._moved(
+                source.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_INACTIVE), target
+            )
+            flags |= libvirt.VIR_MIGRATE_PERSIST_DEST
+        source.migrate3(target.connection(), parameters, flags)
+        self._move_to(target)
+
+    def close(self) -> None:
+        """Destroys and forgets it; harmless when it is gone already."""
+        self.jobs.close()
+        with contextlib.suppress(libvirt.libvirtError):
+            domain = self.domain
+            if domain.isActive():
+                domain.destroy()
+            domain = self.domain  # a transient one is gone now
+            domain.undefine()
+        self._initrd.unlink(missing_ok=True)
+
+    # Its inside
+
+    def run(self, script: str, deadline_s: float = 30.0) -> Result:
+        """Runs a shell script in the guest as root: its exit code and output.
+
+        BedTimeout, with the console's end, when there is no answer within `deadline_s`.  A script that
+        resets the guest has no answer and would be run again after the boot: use `reset`, or `spawn` it.
+        """
+        return self.spawn(script).result(deadline_s)
+
+    def check(self, script: str, deadline_s: float = 30.0) -> str:
+        """As `run`, but only the output; BedError when the exit code is not 0."""
+        result = self.run(script, deadline_s)
+        if result.rc != 0:
+            raise BedError(f"{self.name}: exit code {result.rc} from: {script}\n{result.out}")
+        return result.out
+
+    def spawn(self, script: str) -> Job:
+        """Starts a shell script in the guest and returns at once."""
+        return Job(self, script)
+
+    def fetch(self, path: str, deadline_s: float = 60.0) -> bytes:
+        """The content of a file in the guest (about 400 kB/s)."""
+        return base64.b64decode(self.check(f"base64 {shlex.quote(path)}", deadline_s))
+
+    def put(self, path: str, content: bytes) -> None:
+        """Writes a file in the guest, executable (about 10 kB/s; `files` of the constructor cost nothing)."""
+        name = shlex.quote(path)
+        self.check(f"rm -f {name}; : >{name}; chmod 755 {name}")
+        for start in range(0, len(content), 8192):
+            piece = base64.b64encode(content[start : start + 8192]).decode()
+            self.check(f"echo {piece} | base64 -d >>{name}")
+
+    def wait_for(self, predicate: Callable[[], _T], deadline_s: float, what: str) -> _T:
+        """Polls until `predicate()` is true and returns that; BedTimeout names `what` and shows the console."""
+        deadline = time.monotonic() + deadline_s
+        while True:
+            value = predicate()
+            if value:
+                return value
+            if time.monotonic() > deadline:
+                raise BedTimeout(f"{self.name}: waited {deadline_s:.0f} s in vain for {what}\n{self.tail()}")
+            time.sleep(0.1)
+
+    # What can be seen of it from the host
+
+    @property
+    def console(self) -> Path:
+        """The file that its console writes to."""
+        return self._console_on(self.host)
+
+    def tail(self, lines: int = 25) -> str:
+        """The end of its console."""
+        try:
+            text = self.console.read_text(errors="replace")
+        except OSError as error:
+            text = f"(no console: {error})"
+        return "\n".join(f"  {self.name}| {line}" for line in text.splitlines()[-lines:])
+
+    def channel_socket(self) -> Optional[Path]:
+        """The socket of org.netrng.0 on the host, from the live XML; None without one."""
+        found = _CHANNEL_SOURCE.search(self.domain.XMLDesc())
+        return Path(found.group(1)) if found else None
+
+    def _console_on(self, host: PrivateLibvirtd) -> Path:
+        return host.folder / f"{self.name}.console"
+
+    def _line_on(self, host: PrivateLibvirtd) -> Path:
+        return host.folder / f"{self.name}.jobs"
+
+    def _line(self) -> Optional[Path]:
+        path = self._line_on(self.host)
+        return path if path.exists() else None
+
+    def _moved(self, xml: str, target: PrivateLibvirtd) -> str:
+        """The domain's XML with its console and job line in `target`'s folder."""
+        for on in (self._console_on, self._line_on):
+            xml = xml.replace(f"'{on(self.host)}'", f"'{on(target)}'")
+        return xml
+
+    def _move_to(self, target: PrivateLibvirtd) -> None:
+        self.host = target
+        self.jobs.close()
+
+    @property
+    def _initrd(self) -> Path:
+        return self._boot / f"{self.name}.cpio"
+
+    def _build_initrd(self) -> None:
+        kernel = self._boot / self._artefacts.kernel.name
+        if not kernel.exists():
+            shutil.copyfile(self._artefacts.kernel, kernel)
+        own = io.BytesIO()
+        archive = Archive(own)
+        archive.file("bed/name", self.name.encode())
+        if self._main is not None:
+            archive.file("bed/main", self._main.encode())
+        if self._rngd is not None:
+            archive.link("usr/sbin/rngd", f"/opt/{self._rngd}/usr/sbin/rngd")
+        for path, content in self._files.items():
+            archive.file(path, content.read_bytes() if isinstance(content, Path) else content, 0o755)
+        archive.close()
+        shutil.copyfile(self._artefacts.initramfs, self._initrd)
+        with self._initrd.open("ab") as out:
+            out.write(b"\0" * (-out.tell() % 4))
+            out.write(own.getvalue())
+
+    def __enter__(self) -> VM:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.close()
