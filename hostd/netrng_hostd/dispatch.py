@@ -84,14 +84,14 @@ class Dispatcher:
         self._read += delivery.read
         self.ledger.read(self._source_name, delivery.read)
         self.ledger.discarded(self._source_name, delivery.discarded)
-        if delivery.alarm is not None:
-            # What was vetted before the alarm came from a source that may have been failing already.
-            destroyed = self.reservoir.destroy()
-            self.ledger.discarded(self._source_name, destroyed)
-        stored = self.reservoir.put(delivery.released)
-        if stored != len(delivery.released):
-            raise AssertionError("the source was read further than the reservoir has room")
-        delivery.released[:] = bytes(stored)
+        released = delivery.released
+        if delivery.alarm is None:
+            if self.reservoir.put(released) != len(released):
+                raise AssertionError("the source was read further than the reservoir has room")
+        else:
+            # What passed before the alarm came from a source that may have been failing already.
+            self.ledger.discarded(self._source_name, self.reservoir.destroy() + len(released))
+        released[:] = bytes(len(released))
         self.held = delivery.held
         self._allow()
         self._pump()
@@ -164,6 +164,7 @@ class Dispatcher:
             self._timer = None
         now_ns = time.monotonic_ns()
         due_ns = self.scheduler.next_ns(now_ns)
-        if due_ns is not None and self.reservoir.available + self.reservoir.seed_available > 0:
+        # What is due already waits for bytes, and the next delivery comes here by itself.
+        if due_ns is not None and due_ns > now_ns:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(0, due_ns - now_ns) / 1e9, self._pump)
+            self._timer = loop.call_later((due_ns - now_ns) / 1e9, self._pump)

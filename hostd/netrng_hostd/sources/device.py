@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import os
+import time
 
 from netrng_hostd.sources.failure import SourceFailure
 from netrng_hostd.sources.identity import refuse_reason
+
+EMPTY_S = 0.05
 
 
 class DeviceSource:
@@ -20,20 +23,27 @@ class DeviceSource:
         self._fd = -1
 
     def open(self) -> None:
+        self._refuse(self._path)  # before opening: a FIFO without a writer would never open
         try:
             self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
         except OSError as error:
             raise SourceFailure.of(error, "open", self._path) from None
-        # Asked again at every open: what lies at a path may have been replaced since the last time.
-        reason = refuse_reason(self._path, "device")
-        if reason is not None:
+        try:
+            self._refuse(f"/proc/self/fd/{self._fd}")  # and what was opened, whatever the path is now
+        except SourceFailure:
             self.close()
-            raise SourceFailure("error", reason)
+            raise
+
+    def _refuse(self, path: str) -> None:
+        reason = refuse_reason(path, "device")
+        if reason is not None:
+            raise SourceFailure("error", reason.replace(path, self._path, 1))
 
     def read_into(self, view: memoryview) -> int:
         try:
             count = os.readv(self._fd, [view])
         except BlockingIOError:
+            time.sleep(EMPTY_S)  # a driver that has no bytes and does not wait for them
             return 0
         except OSError as error:
             raise SourceFailure.of(error, "read", self._path) from None

@@ -68,7 +68,7 @@ class SourceReader:
         self._stopping = False
         # A read that never returns must not keep the process: the thread is a daemon thread.
         self._thread = threading.Thread(target=self._run, name="netrng-source", daemon=True)
-        self.read_since_ns: int | None = None  # when the read that is under way began
+        self.read_since_ns: int | None = None  # since when no byte has come although it may
 
     def start(self) -> None:
         self._thread.start()
@@ -104,7 +104,9 @@ class SourceReader:
         buffer = bytearray(self._size.maximum)
         while (room := self._room()) > 0:
             want = min(room, self._size.bytes)
-            begun_ns = self.read_since_ns = time.monotonic_ns()
+            begun_ns = time.monotonic_ns()
+            if self.read_since_ns is None:
+                self.read_since_ns = begun_ns
             with memoryview(buffer) as whole, whole[:want] as view:
                 count = self._source.read_into(view)
                 ended_ns = time.monotonic_ns()

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon, top down, in the order of one sample's journey:
+
+source.read → health.check → reservoir.put → scheduler.pick → reservoir.take → wire.encode → channel.write
+
+The reader's thread does the first two steps; all that follows happens in the event loop (dispatch.py).
+Discovery tells the roster which domains there are; the roster keeps one channel for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from contextlib import AsyncExitStack
+
+from netrng_hostd.config import Config, ConfigError, load
+from netrng_hostd.core.health import HealthTests
+from netrng_hostd.core.ledger import Ledger
+from netrng_hostd.core.reservoir import Reservoir
+from netrng_hostd.core.scheduler import Scheduler
+from netrng_hostd.discovery.watcher import UriState, Watcher
+from netrng_hostd.dispatch import Dispatcher
+from netrng_hostd.hypervisor import LiveDomain
+from netrng_hostd.operate import systemd
+from netrng_hostd.operate.control import ControlServer
+from netrng_hostd.operate.status import DaemonStatus
+from netrng_hostd.roster import Roster
+from netrng_hostd.snapshot import Meters, take_snapshot
+from netrng_hostd.sources import make_source
+from netrng_hostd.sources.reader import Delivery, SourceReader
+from netrng_hostd.supervision import SourceWatch
+
+log = logging.getLogger("netrng.daemon")
+
+TICK_S = 0.5
+
+
+class Daemon:
+    """One run of `netrng-hostd run`; the lock is held by the caller."""
+
+    def __init__(self, config: Config, config_path: str | None) -> None:
+        self._config = config
+        self._config_path = config_path
+        (source,) = config.sources
+        self.ledger = Ledger()
+        self.reservoir = Reservoir(config.reservoir.size, config.reservoir.seed_reserve)
+        self.dispatcher = Dispatcher(source.name, self.reservoir, Scheduler(config.sample_size), self.ledger)
+        self.roster = Roster(self.dispatcher, config.quotas, config.admission.max_domains)
+        self.source_watch = SourceWatch(source)
+        self.uris: dict[str, UriState] = {}
+        self._watchers: list[Watcher] = []
+        self._meters = Meters()
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serves until SIGTERM or SIGINT.  Source or libvirt trouble is a state, not an end."""
+        loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as stack:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._stop.set)
+                stack.callback(loop.remove_signal_handler, number)
+            loop.add_signal_handler(signal.SIGHUP, self.reload)
+            stack.callback(loop.remove_signal_handler, signal.SIGHUP)
+            await stack.enter_async_context(ControlServer(self._config.control, self.snapshot))
+            self._start_source(stack)
+            stack.push_async_callback(self.roster.close)
+            self._start_discovery(stack)
+            stack.push_async_callback(_cancel, loop.create_task(self._tick(), name="tick"))
+            systemd.notify("READY=1")
+            log.info("ready: source %s, control socket %s", self.source_watch.describe(), self._config.control)
+            await self._stop.wait()
+            systemd.notify("STOPPING=1")
+            log.info("stopping")
+
+    def snapshot(self) -> DaemonStatus:
+        """All of `status`, now."""
+        return take_snapshot(self.source_watch, self.dispatcher, self.roster, self.uris.values(), self._meters)
+
+    def reload(self) -> None:
+        """SIGHUP: new quotas and static sockets at once; what needs a restart is named; a bad file changes nothing."""
+        systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            config = load(self._config_path)
+        except ConfigError as error:
+            log.error("configuration not reloaded, the running one is kept: %s", error)
+        else:
+            self._apply(config)
+        systemd.notify("READY=1")
+
+    def _apply(self, config: Config) -> None:
+        old, self._config = self._config, config
+        self.dispatcher.scheduler.sample_size = config.sample_size
+        self.roster.use_rules(config.quotas)
+        for gone in set(old.channels) - set(config.channels):
+            self.roster.remove_static(gone.name)
+        for new in set(config.channels) - set(old.channels):
+            self.roster.add_static(new)
+        fixed = ("control", "reservoir", "libvirt", "sources", "policy", "admission")
+        waiting = [name for name in fixed if getattr(old, name) != getattr(config, name)]
+        log.info(
+            "configuration reloaded%s", f"; takes effect after a restart: {', '.join(waiting)}" if waiting else ""
+        )
+
+    def _start_source(self, stack: AsyncExitStack) -> None:
+        (source,) = self._config.sources
+        reader = SourceReader(
+            make_source(source.kind, source.path),
+            HealthTests(source.min_entropy),
+            asyncio.get_running_loop(),
+            deliver=self._deliver,
+            state_changed=self.source_watch.state_changed,
+            max_read=max(64, min(32768, self.reservoir.room // 4)),
+        )
+        self.source_watch.reader = reader
+        stack.callback(self._stop_source, reader)
+        reader.start()
+        self.dispatcher.feed_from(reader)
+
+    def _stop_source(self, reader: SourceReader) -> None:
+        if not reader.stop():
+            log.warning("a read of %s does not return; it is left behind", self.source_watch.config.path)
+        self.dispatcher.stop()
+
+    def _deliver(self, delivery: Delivery) -> None:
+        if delivery.alarm is not None:
+            log.warning(
+                "source %s: health test alarm: %s; %d bytes not yet handed out are destroyed",
+                self.source_watch.config.name, delivery.alarm.detail,
+                delivery.discarded + self.reservoir.available + self.reservoir.seed_available,
+            )  # fmt: skip
+        self.dispatcher.deliver(delivery)
+
+    def _start_discovery(self, stack: AsyncExitStack) -> None:
+        for channel in self._config.channels:
+            self.roster.add_static(channel)
+        for uri in self._config.libvirt.uris:
+            self._watch(uri, stack)
+
+    def _watch(self, uri: str, stack: AsyncExitStack) -> None:
+        streams = self._config.libvirt.transport == "stream"
+        open_stream = None
+
+        def appeared(domain: LiveDomain) -> None:
+            self.roster.appeared(domain, open_stream)
+
+        def changed(old: LiveDomain, new: LiveDomain) -> None:
+            self.roster.changed(old, new, open_stream)
+
+        watcher = Watcher(
+            uri,
+            self._config.libvirt.transport,
+            appeared=appeared,
+            changed=changed,
+            vanished=self.roster.vanished,
+            renewed=self.roster.renewed,
+            state_changed=self._uri_changed,
+        )
+        if streams:
+            open_stream = watcher.open_stream
+        task = asyncio.get_running_loop().create_task(watcher.run(), name=f"watch {uri}")
+        stack.push_async_callback(_cancel, task)
+
+    def _uri_changed(self, state: UriState) -> None:
+        self.uris[state.uri] = state
+        level = logging.WARNING if state.state == "down" else logging.INFO
+        log.log(level, "libvirt %s: %s%s", state.uri, state.state, f": {state.detail}" if state.detail else "")
+
+    async def _tick(self) -> None:
+        while True:
+            now_ns = time.monotonic_ns()
+            self.roster.tick(now_ns)
+            self.source_watch.tick(now_ns)
+            self._meters.tick(now_ns, self.ledger, self.roster)
+            systemd.notify("WATCHDOG=1")
+            await asyncio.sleep(TICK_S)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

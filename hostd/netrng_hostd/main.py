@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of `netrng-hostd`.  Exit codes: 0 done, 1 failed, 2 misuse or invalid configuration,
+3 no daemon answers."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+
+from netrng_hostd import __version__
+from netrng_hostd.config import Config, ConfigError, load
+
+EXAMPLES = """\
+examples:
+  netrng-hostd check                     what is wrong here, and how to mend it
+  netrng-hostd attach web-1              give the domain web-1 a channel
+  netrng-hostd status --watch            who gets how much, live
+  netrng-hostd run --config F            the daemon, in the foreground
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser, also for the man page's test."""
+    parser = argparse.ArgumentParser(
+        prog="netrng-hostd",
+        description="Shares one hardware random number generator fairly among the VMs of this hypervisor.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"netrng-hostd {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def add(name: str, summary: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def add_config(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--config", metavar="F", help="configuration file (/etc/netrng/hostd.toml)")
+
+    def add_connect(command: argparse.ArgumentParser) -> None:
+        command.add_argument("domain", metavar="DOMAIN", help="name or UUID")
+        command.add_argument(
+            "--connect", metavar="URI", default="qemu:///system", help="libvirt URI (%(default)s)"
+        )
+
+    run = add("run", "run the daemon in the foreground (the default)", "netrng-hostd run --config hostd.toml")
+    add_config(run)
+    check = add("check", "tell what is wrong with the configuration and this host", "netrng-hostd check")
+    add_config(check)
+    check.add_argument("--config-only", action="store_true", help="check the configuration alone")
+    status = add("status", "show sources, domains, quotas and rates", "netrng-hostd status --watch")
+    add_config(status)
+    form = status.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="for programs")
+    form.add_argument("--watch", action="store_true", help="go on until Ctrl-C")
+    add_connect(add("attach", "add the channel to a domain", "netrng-hostd attach web-1"))
+    add_connect(add("detach", "remove the channel from a domain", "netrng-hostd detach web-1"))
+    xml = add("xml", "print the libvirt XML of the channel", "netrng-hostd xml")
+    variant = xml.add_mutually_exclusive_group()
+    variant.add_argument("--xen", action="store_true", help="for a Xen domain")
+    variant.add_argument("--virtio-rng", action="store_true", help="a virtio-rng device instead, without agent")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help", "--version")):
+        given = ["run", *given]
+    options = build_parser().parse_args(given)
+    try:
+        return _run_command(options)
+    except ConfigError as error:
+        print(f"netrng-hostd: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone; point stdout elsewhere so that the interpreter's flush is quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    command = options.command
+    if command == "run":
+        return _run_daemon(load(options.config), options.config)
+    if command == "check":
+        from netrng_hostd.operate import check
+
+        return check.run(options.config, config_only=options.config_only)
+    if command == "status":
+        from netrng_hostd.operate import status
+
+        return status.run(load(options.config).control, as_json=options.json, watch=options.watch)
+    from netrng_hostd.operate import attach
+
+    if command == "xml":
+        print(attach.xml(xen=options.xen, virtio_rng=options.virtio_rng), end="")
+        return 0
+    action = attach.attach if command == "attach" else attach.detach
+    result = action(options.domain, options.connect)
+    for line in result.lines:
+        print(line, file=sys.stderr if result.exit_code else sys.stdout)
+    return int(result.exit_code)
+
+
+def _run_daemon(config: Config, config_path: str | None) -> int:
+    from netrng_hostd.daemon import Daemon
+    from netrng_hostd.hypervisor import shutdown
+    from netrng_hostd.operate.lock import Lock, LockHeld
+    from netrng_hostd.operate.process import forbid_dumps, lock_memory
+
+    logging.basicConfig(level=logging.INFO, format=_log_format(), stream=sys.stderr)
+    forbid_dumps()
+    unlocked = lock_memory()
+    if unlocked is not None:
+        logging.getLogger("netrng.daemon").info("%s", unlocked)
+
+    async def serve() -> None:
+        await Daemon(config, config_path).run()
+
+    try:
+        with Lock(config.control):
+            asyncio.run(serve())
+    except LockHeld as error:
+        print(f"netrng-hostd: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"netrng-hostd: {error.filename or config.control}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    finally:
+        shutdown()
+    return 0
+
+
+def _log_format() -> str:
+    # The journal has its own clock; a terminal has none.
+    stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
+    return f"{stamp}%(levelname)s %(name)s: %(message)s"

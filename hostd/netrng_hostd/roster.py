@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is served: turns what discovery says, and the configuration's static sockets, into channels."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import uuid as uuids
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from netrng_hostd.channels.channel import Channel
+from netrng_hostd.channels.connect import ChannelUnavailable, connect_unix
+from netrng_hostd.channels.session import HostSession
+from netrng_hostd.config import ChannelConfig
+from netrng_hostd.core.quota import Quota, QuotaRule, resolve
+from netrng_hostd.dispatch import Dispatcher
+from netrng_hostd.hypervisor import LiveDomain
+
+log = logging.getLogger("netrng.roster")
+
+Connect = Callable[[], Awaitable[socket.socket]]
+OpenStream = Callable[[LiveDomain], Awaitable[socket.socket]]
+
+
+@dataclass
+class Entry:
+    """One domain on one connection, and the channel that serves it."""
+
+    name: str
+    uuid: str
+    uri: str
+    kind: str  # virtio | xen | static
+    path: str | None
+    quota: Quota
+    channel: Channel
+    task: asyncio.Task[None]
+
+
+def static_uuid(name: str) -> str:
+    """A static socket has no domain UUID; its name gives it one that stays the same."""
+    return str(uuids.uuid5(uuids.NAMESPACE_URL, f"urn:netrng:channel:{name}"))
+
+
+class Roster:
+    """Keeps one Channel task per domain and connection; call everything from the event loop."""
+
+    def __init__(self, dispatcher: Dispatcher, rules: Sequence[QuotaRule], max_domains: int) -> None:
+        self._dispatcher = dispatcher
+        self._rules = tuple(rules)
+        self._max_domains = max_domains
+        self._entries: dict[tuple[str, str], Entry] = {}
+        self._refused: set[tuple[str, str]] = set()
+        self.without_channel: dict[tuple[str, str], str] = {}  # names of domains that have no channel
+
+    @property
+    def entries(self) -> list[Entry]:
+        return list(self._entries.values())
+
+    def use_rules(self, rules: Sequence[QuotaRule]) -> None:
+        """New quotas from a reload; sessions, bytes in flight and buckets are kept."""
+        self._rules = tuple(rules)
+        for entry in self._entries.values():
+            entry.quota = resolve(self._rules, entry.name, entry.uuid)
+            self._dispatcher.set_quota(entry.uuid, entry.quota)
+
+    def add_static(self, config: ChannelConfig) -> None:
+        async def connect() -> socket.socket:
+            return connect_unix(config.path)
+
+        self._add(config.name, static_uuid(config.name), "", "static", config.path, connect)
+
+    def remove_static(self, name: str) -> None:
+        self._remove(("", static_uuid(name)))
+
+    def appeared(self, domain: LiveDomain, open_stream: OpenStream | None) -> None:
+        """``open_stream`` is given where the configuration says transport = "stream"."""
+        live = domain.channel
+        if live is None:
+            self.without_channel[(domain.uri, domain.uuid)] = domain.name
+            return
+        self._add(domain.name, domain.uuid, domain.uri, live.kind, live.path, _connector(domain, open_stream))
+
+    def changed(self, old: LiveDomain, new: LiveDomain, open_stream: OpenStream | None) -> None:
+        """The definition or the state of a running domain changed."""
+        entry = self._entries.get((new.uri, new.uuid))
+        if entry is not None and old.channel is not None and new.channel is not None:
+            same = (old.channel.kind, old.channel.path, old.channel.mode) == (
+                new.channel.kind, new.channel.path, new.channel.mode,
+            )  # fmt: skip
+            if same and old.name == new.name:
+                entry.channel.retry_now()
+                return
+        self.vanished(old)
+        self.appeared(new, open_stream)
+
+    def vanished(self, domain: LiveDomain) -> None:
+        self.without_channel.pop((domain.uri, domain.uuid), None)
+        self._remove((domain.uri, domain.uuid))
+
+    def renewed(self, domain: LiveDomain) -> None:
+        """The domain was resumed, restored or reverted: its memory may be a copy of another time's."""
+        entry = self._entries.get((domain.uri, domain.uuid))
+        if entry is not None:
+            entry.channel.renew()
+
+    def tick(self, now_ns: int) -> None:
+        for entry in self._entries.values():
+            entry.channel.tick(now_ns)
+
+    async def close(self) -> None:
+        tasks = [entry.task for entry in self._entries.values()]
+        for key in list(self._entries):
+            self._remove(key)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _add(
+        self, name: str, uuid: str, uri: str, kind: str, path: str | None, connect: Connect
+    ) -> None:
+        key = (uri, uuid)
+        self._remove(key)
+        if len(self._entries) >= self._max_domains:
+            if key not in self._refused:
+                self._refused.add(key)
+                log.warning(
+                    "%s: not served: %d domains are served already; raise admission.max_domains in hostd.toml",
+                    name, self._max_domains,
+                )  # fmt: skip
+            return
+        quota = resolve(self._rules, name, uuid)
+        session = HostSession(lambda: os.urandom(8))
+        channel = Channel(name, path or f"{uri} {name}", connect, session, self._dispatcher)
+        self._dispatcher.add(uuid, channel, quota)
+        task = asyncio.get_running_loop().create_task(channel.run(), name=f"channel {name}")
+        task.add_done_callback(lambda _: self._dispatcher.remove(channel))
+        self._entries[key] = Entry(name, uuid, uri, kind, path, quota, channel, task)
+
+    def _remove(self, key: tuple[str, str]) -> None:
+        self._refused.discard(key)
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            entry.task.cancel()
+
+
+def _connector(domain: LiveDomain, open_stream: OpenStream | None) -> Connect:
+    live = domain.channel
+
+    async def connect() -> socket.socket:
+        if open_stream is not None:
+            return await open_stream(domain)
+        if live is None or live.path is None:
+            raise ChannelUnavailable(f"libvirt shows no socket for the channel of {domain.name}")
+        if live.mode == "connect":
+            raise ChannelUnavailable(
+                f"the channel of {domain.name} has <source mode='connect'>; netrng needs mode='bind'"
+            )
+        return connect_unix(live.path)
+
+    return connect

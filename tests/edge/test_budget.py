@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from netrng_hostd.channels.budget import (
+    INBOUND_DEPTH,
+    INBOUND_RATE,
+    LOG_DEPTH,
+    LOG_INTERVAL_NS,
+    InboundBudget,
+    LogBudget,
+)
+
+S = 1_000_000_000
+
+
+def test_a_guest_that_answers_its_samples_is_never_paused() -> None:
+    budget = InboundBudget(0)
+    for tick in range(100_000):
+        budget.sample_sent()
+        assert budget.spend(48, tick) == 0
+
+
+def test_a_flood_is_paused_for_as_long_as_it_was_too_much() -> None:
+    budget = InboundBudget(0)
+    assert budget.spend(INBOUND_DEPTH, 0) == 0
+    assert budget.spend(INBOUND_RATE, 0) >= S
+
+
+@given(st.lists(st.tuples(st.integers(1, 4096), st.integers(0, S)), min_size=1, max_size=200))
+def test_what_is_read_stays_within_the_bucket(arrivals: list[tuple[int, int]]) -> None:
+    budget, now_ns, resumed_ns, read = InboundBudget(0), 0, 0, 0
+    for size, gap_ns in arrivals:
+        now_ns = max(now_ns + gap_ns, resumed_ns)
+        read += size
+        resumed_ns = now_ns + budget.spend(size, now_ns)
+    assert read <= INBOUND_DEPTH + now_ns * INBOUND_RATE // S + 4096
+
+
+def test_log_lines_are_bounded_and_the_next_says_how_many_are_missing() -> None:
+    budget = LogBudget(0)
+    assert [budget.admit(0) for _ in range(LOG_DEPTH)] == [0] * LOG_DEPTH
+    assert [budget.admit(1) for _ in range(7)] == [None] * 7
+    assert budget.admit(LOG_INTERVAL_NS) == 7
+    assert budget.admit(LOG_INTERVAL_NS + 1) is None
