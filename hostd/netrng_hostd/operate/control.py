@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control socket: one line of JSON asks, one line of JSON answers, and the connection is closed.
+
+The only request is {"command": "status"}; nothing can be changed here. Whoever may connect (0660, root and
+group netrng) costs bounded memory and time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from netrng_hostd.operate.status import DaemonStatus, to_json
+
+log = logging.getLogger("netrng.control")
+
+GROUP = "netrng"
+MAX_REQUEST = 1024  # bytes of a request's line
+MAX_ANSWER = 16 << 20  # bytes; 4,096 domains take about 3 MB
+MAX_CLIENTS = 16
+TIMEOUT_S = 5.0  # for a request to come, and for an answer to be taken
+
+
+class NoDaemon(Exception):
+    """Nobody answers at the control socket; the text says why and what to do."""
+
+
+class ControlServer:
+    """``async with ControlServer(path, snapshot):`` answers. The caller holds the daemon's lock.
+
+    ``snapshot`` is called in the event loop. Raises OSError when the socket cannot be made.
+    """
+
+    def __init__(
+        self, path: str, snapshot: Callable[[], DaemonStatus], *, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        self._path = path
+        self._snapshot = snapshot
+        self._timeout_s = timeout_s
+        self._server: asyncio.AbstractServer | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> ControlServer:
+        sock = _listen(self._path)
+        self._server = await asyncio.start_unix_server(self._accepted, sock=sock, limit=MAX_REQUEST)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._server is not None:
+            self._server.close()
+            for client in self._clients:
+                client.cancel()
+            await asyncio.gather(*self._clients, return_exceptions=True)
+            await self._server.wait_closed()
+        _unlink(self._path)
+
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._clients) >= MAX_CLIENTS:
+            writer.transport.abort()
+            return
+        client = asyncio.get_running_loop().create_task(self._serve(reader, writer), name="control")
+        self._clients.add(client)
+        client.add_done_callback(self._clients.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await asyncio.wait_for(self._answer(reader, writer), self._timeout_s)
+        except (asyncio.TimeoutError, OSError):
+            pass  # one that neither asks nor listens is no event worth a line
+        finally:
+            writer.transport.abort()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            line = await reader.readline()
+        except ValueError:  # longer than MAX_REQUEST
+            line = b""
+        # With a high-water mark of 0, drain() returns when all of the answer is in the kernel.
+        writer.transport.set_write_buffer_limits(high=0)
+        writer.write(self._reply(line).encode("ascii") + b"\n")
+        await writer.drain()
+
+    def _reply(self, line: bytes) -> str:
+        try:
+            request = json.loads(line)
+        except ValueError:
+            request = None
+        if isinstance(request, dict) and request == {"command": "status"}:
+            return to_json(self._snapshot())
+        return json.dumps({"error": 'not understood; allowed: {"command": "status"}'})
+
+
+def _listen(path: str) -> socket.socket:
+    """A listening socket that nobody but root and the group may connect to, at any time."""
+    directory = Path(path).parent
+    if not directory.is_dir():
+        directory.mkdir(mode=0o755 if os.geteuid() == 0 else 0o700)
+    if Path(path).is_socket():
+        _unlink(path)  # left behind by a daemon that was killed: its lock is ours now
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        mask = os.umask(0o117)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(mask)
+        _give_to_group(path)
+        sock.listen(MAX_CLIENTS)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _give_to_group(path: str) -> None:
+    try:
+        group = grp.getgrnam(GROUP).gr_gid
+        if Path(path).stat().st_gid != group:
+            os.chown(path, -1, group)
+    except (KeyError, PermissionError):
+        return  # no such group, or an unprivileged daemon: the socket is its user's alone
+
+
+def _unlink(path: str) -> None:
+    Path(path).unlink(missing_ok=True)
+
+
+def ask(path: str, command: str = "status", timeout_s: float = TIMEOUT_S) -> str:
+    """The answer's line, from the daemon at ``path``. Raises NoDaemon."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
+            sock.settimeout(timeout_s)
+            sock.connect(path)
+            sock.sendall(json.dumps({"command": command}).encode("ascii") + b"\n")
+            answer = _read_line(sock)
+    except OSError as error:
+        raise NoDaemon(f"no daemon answers: {_reason(error, path)}") from None
+    if not answer.endswith(b"\n"):
+        raise NoDaemon(f"no daemon answers: {path} closed the connection in mid-answer; try again")
+    return answer.decode("utf-8", "replace")
+
+
+def _reason(error: OSError, path: str) -> str:
+    start = "start it: systemctl start netrng-hostd"
+    if isinstance(error, FileNotFoundError):
+        return f"no socket at {path}; {start}"
+    if isinstance(error, ConnectionRefusedError):
+        return f"nobody listens on {path}; {start}"
+    if isinstance(error, PermissionError):
+        return f"permission denied: {path}; run as root, or join the group {GROUP}"
+    if isinstance(error, socket.timeout):
+        return f"{path} took the question and stays silent; look at its log: journalctl -u netrng-hostd"
+    return f"{path}: {error.strerror or error}"
+
+
+def _read_line(sock: socket.socket) -> bytes:
+    answer = bytearray()
+    while not answer.endswith(b"\n") and len(answer) < MAX_ANSWER:
+        piece = sock.recv(65536)
+        if not piece:
+            break
+        answer += piece
+    return bytes(answer)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`netrng-hostd status`: asks, and shows the answer once, as JSON, or again and again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from netrng_hostd.config import SYSTEM_CONTROL, ConfigError, default_control
+from netrng_hostd.operate.control import NoDaemon, ask
+from netrng_hostd.operate.render import WIDE, render
+from netrng_hostd.operate.status import DaemonStatus, from_json
+
+EXIT_NO_DAEMON = 3
+INTERVAL_S = 1.0
+LINES_AROUND = 14  # of a screen, besides the table of domains
+
+
+def show(control: str, *, as_json: bool = False, watch: bool = False, console: Console | None = None) -> int:
+    """Shows the status of the daemon at ``control``; exit code 0, or 3 when none answers."""
+    console = console or _console()
+    control = _place(control)
+    try:
+        answer = ask(control)
+        status = from_json(answer)
+        if as_json:
+            print(json.dumps(json.loads(answer), indent=2))
+        elif watch:
+            _watch(control, console, status)
+        else:
+            console.print(render(status, console.width))
+    except (NoDaemon, ValueError) as error:
+        text = str(error) if isinstance(error, NoDaemon) else f"no daemon answers: {control}: {error}"
+        print(f"netrng-hostd: {text}", file=sys.stderr)
+        return EXIT_NO_DAEMON
+    return 0
+
+
+def _console() -> Console:
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows "?" for a bar
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def _place(control: str) -> str:
+    """A user without a daemon of their own means the system's."""
+    try:
+        own = os.geteuid() != 0 and control == default_control()
+    except ConfigError:
+        return control
+    return SYSTEM_CONTROL if own and not Path(control).exists() and Path(SYSTEM_CONTROL).exists() else control
+
+
+def _watch(control: str, console: Console, status: DaemonStatus) -> None:
+    """Until Ctrl-C or SIGTERM, which both leave the last picture and a cursor that can be seen."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with Live(_picture(status, console), console=console, auto_refresh=False) as live:
+            while True:
+                time.sleep(INTERVAL_S)
+                trouble = ""
+                try:
+                    status = from_json(ask(control))
+                except (NoDaemon, ValueError) as error:
+                    trouble = str(error)
+                live.update(_picture(status, console, trouble), refresh=True)
+    except KeyboardInterrupt:
+        return
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _picture(status: DaemonStatus, console: Console, trouble: str = "") -> RenderableType:
+    room = max(1, console.height - LINES_AROUND - len(status.sources) - len(status.uris))
+    picture = render(status, console.width, room if console.width >= WIDE else max(1, room // 3))
+    return Group(picture, Text(f"\n{trouble}; asking again", "bold red")) if trouble else picture

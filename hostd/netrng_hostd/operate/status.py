@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `netrng-hostd status` tells: the model, and its JSON.
+
+A field's name is its JSON key. Rates are bytes per second and None (null) is "none"; sizes are bytes;
+times are seconds of the Unix clock. Texts that a domain's owner or a guest's agent chose (names, `agent`)
+are data: the daemon passes them on, and whoever shows them escapes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# The states, and what they mean to a person. docs/operating.md lists the same.
+SOURCE_STATES = {
+    "starting": "opened; the first 1,024 bytes are being tested",
+    "healthy": "delivers bytes that pass the health tests",
+    "absent": "there is no such device, or nothing behind it",
+    "denied": "this user may not read it",
+    "stalled": "a read does not return",
+    "failed": "a health test raised its alarm again and again; nothing of it is used",
+    "error": "reading fails",
+}
+DOMAIN_STATES = {
+    "connecting": "not tried yet",
+    "unreachable": "the channel's socket does not take the connection",
+    "waiting": "connected; no agent in the VM has answered",
+    "open": "served",
+    "violated": "the guest broke the protocol; it is offered a new session after a while",
+    "incompatible": "the agent speaks no version of the protocol that this daemon speaks",
+    "vanished": "libvirt does not list it any more",
+}
+URI_STATES = {
+    "connecting": "the first attempt is under way",
+    "connected": "libvirt answers",
+    "down": "libvirt does not answer; VMs that are connected go on being served",
+}
+
+
+@dataclass(frozen=True)
+class SourceStatus:
+    """One source. ``virtual``: the device is emulated by this machine's own host."""
+
+    name: str
+    kind: str
+    state: str
+    path: str = ""
+    detail: str = ""
+    since: float = 0.0
+    rng_current: str | None = None
+    virtual: bool = False
+    bytes_read: int = 0
+    bytes_discarded: int = 0
+    rate: int = 0
+    capacity: int | None = None
+    capacity_age_s: float | None = None
+
+
+@dataclass(frozen=True)
+class DomainStatus:
+    """One domain's channel. ``kind``: virtio, xen or static; ``agent``: what the guest says of itself."""
+
+    name: str
+    uuid: str
+    uri: str
+    channel: str | None
+    kind: str
+    state: str
+    since: float
+    reservation: int
+    reservation_effective: int
+    weight: int
+    limit: int | None
+    burst: int
+    bytes_sent: int = 0
+    bytes_acked: int = 0
+    bytes_lost: int = 0
+    rate: int = 0
+    agent: dict[str, Any] | None = None
+    detail: str = ""
+    quota: str = ""
+    in_flight: int = 0
+    seeds: int = 0
+
+
+@dataclass(frozen=True)
+class UriStatus:
+    """One hypervisor."""
+
+    uri: str
+    state: str
+    detail: str = ""
+    since: float = 0.0
+
+
+@dataclass(frozen=True)
+class ReservoirStatus:
+    """``stored`` of ``size`` bytes in all; ``seed_stored`` of ``seed_reserve`` bytes are for seeds alone."""
+
+    size: int = 0
+    stored: int = 0
+    seed_reserve: int = 0
+    seed_stored: int = 0
+
+
+@dataclass(frozen=True)
+class DaemonStatus:
+    """Everything, at ``time``. ``ledger_ok``: every byte ever read is accounted for."""
+
+    version: str
+    sources: tuple[SourceStatus, ...] = ()
+    domains: tuple[DomainStatus, ...] = ()
+    uris: tuple[UriStatus, ...] = ()
+    reservoir: ReservoirStatus = field(default_factory=ReservoirStatus)
+    without_channel: tuple[str, ...] = ()
+    ledger_ok: bool = True
+    pid: int = 0
+    started: float = 0.0
+    time: float = 0.0
+    rss_bytes: int = 0
+    cpu_percent: float = 0.0
+    sample_size: int = 0
+
+
+def to_json(status: DaemonStatus) -> str:
+    """One line, ASCII: whatever a guest chose to call itself, a terminal is safe from it."""
+    return json.dumps(dataclasses.asdict(status), separators=(",", ":"), allow_nan=False)
+
+
+def from_json(text: str | bytes) -> DaemonStatus:
+    """The reverse; keys of a newer daemon are left out. Raises ValueError if it is no status at all."""
+    try:
+        values = json.loads(text)
+        return _known(
+            DaemonStatus,
+            values,
+            sources=tuple(_known(SourceStatus, item) for item in values["sources"]),
+            domains=tuple(_known(DomainStatus, item) for item in values["domains"]),
+            uris=tuple(_known(UriStatus, item) for item in values.get("uris", ())),
+            reservoir=_known(ReservoirStatus, values.get("reservoir", {})),
+            without_channel=tuple(values.get("without_channel", ())),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a status: {error!r}") from None
+
+
+def run(control: str, *, as_json: bool, watch: bool) -> int:
+    """`netrng-hostd status`: asks the daemon at ``control`` and shows what it says. Returns the exit code."""
+    from netrng_hostd.operate.show import show
+
+    return show(control, as_json=as_json, watch=watch)
+
+
+def _known(model: type[T], values: dict[str, Any], **parsed: object) -> T:
+    fields = {item.name for item in dataclasses.fields(model)}  # type: ignore[arg-type]
+    return model(**{**{key: value for key, value in values.items() if key in fields}, **parsed})
