@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The watcher against libvirt's own test driver: real library, real events, no VM."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import libvirt
+import pytest
+from netrng_hostd.discovery.watcher import Timing
+from netrng_hostd.hypervisor import LiveChannel, event_thread
+
+from tests.edge.lab import (
+    QUICK,
+    UUID_A,
+    UUID_B,
+    Recorder,
+    channel_xml,
+    domain_xml,
+    running,
+    fake_hypervisor,
+    until,
+)
+
+URI = "test:///default"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def events() -> Iterator[None]:
+    """libvirt keeps a few descriptors of its event loop for good: before the leak fixture looks."""
+    event_thread.start()
+    yield
+    event_thread.shutdown()
+
+
+def test_domains_that_run_already_and_that_start_later_appear() -> None:
+    async def scenario() -> None:
+        recorder = Recorder()
+        watcher = recorder.watcher(URI)
+        with fake_hypervisor() as libvirtd:
+            libvirtd.createXML(domain_xml("a", UUID_A, channel_xml("/run/a.sock")), 0)
+            async with running(watcher):
+                await until(lambda: recorder.calls == [("appeared", "a")])
+                libvirtd.createXML(domain_xml("b", UUID_B), 0)
+                await until(lambda: recorder.calls == [("appeared", "a"), ("appeared", "b")])
+                assert recorder.state_names == ["connecting", "connected"]
+                a, b = watcher.domains[UUID_A], watcher.domains[UUID_B]
+                assert a.channel == LiveChannel("virtio", "/run/a.sock", "bind", None)
+                assert (a.uri, a.uuid, a.quota) == (URI, UUID_A, None)
+                assert b.channel is None
+                assert a.id != b.id
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_node_file_with_channels_is_read(tmp_path: Path) -> None:
+    node = tmp_path / "node.xml"
+    node.write_text(f"<node>{domain_xml('a', UUID_A, channel_xml('/run/a.sock'))}</node>")
+
+    async def scenario() -> None:
+        recorder = Recorder()
+        watcher = recorder.watcher(f"test://{node}")
+        async with running(watcher):
+            await until(lambda: recorder.calls == [("appeared", "a")])
+            assert watcher.domains[UUID_A].channel == LiveChannel("virtio", "/run/a.sock", "bind", None)
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_domain_that_stops_vanishes_and_a_new_start_is_a_new_domain() -> None:
+    async def scenario() -> None:
+        recorder = Recorder()
+        watcher = recorder.watcher(URI)
+        with fake_hypervisor() as libvirtd:
+            domain = libvirtd.defineXML(domain_xml("a", UUID_A, channel_xml("/run/1.sock")))
+            domain.create()
+            async with running(watcher):
+                await until(lambda: UUID_A in watcher.domains)
+                first = watcher.domains[UUID_A].id
+                domain.destroy()
+                await until(lambda: recorder.calls[-1] == ("vanished", "a"))
+                libvirtd.defineXML(domain_xml("a", UUID_A, channel_xml("/run/2.sock")))
+                domain.create()
+                await until(lambda: recorder.calls[-1] == ("appeared", "a") and len(recorder.calls) == 3)
+                again = watcher.domains[UUID_A]
+                assert again.id != first
+                assert again.channel is not None
+                assert again.channel.path == "/run/2.sock"
+            domain.destroy()
+            domain.undefine()
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_restart_within_one_debounce_is_vanished_then_appeared_and_never_renewed() -> None:
+    async def scenario() -> None:
+        recorder = Recorder()
+        watcher = recorder.watcher(URI, timing=QUICK._replace(debounce_s=0.3))
+        with fake_hypervisor() as libvirtd:
+            domain = libvirtd.createXML(domain_xml("a", UUID_A), 0)
+            async with running(watcher):
+                await until(lambda: UUID_A in watcher.domains)
+                domain.destroy()
+                libvirtd.createXML(domain_xml("a", UUID_A), 0)
+                await until(lambda: len(recorder.calls) == 3)
+                assert recorder.calls == [("appeared", "a"), ("vanished", "a"), ("appeared", "a")]
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_resumed_domain_is_renewed_once_and_stays() -> None:
+    async def scenario() -> None:
+        recorder = Recorder()
+        watcher = recorder.watcher(URI)
+        with fake_hypervisor() as libvirtd:
+            domain = libvirtd.createXML(domain_xml("a", UUID_A), 0)
+            async with running(watcher):
+                await until(lambda: UUID_A in watcher.domains)
+                domain.suspend()
+                domain.resume()
+                await until(lambda: ("renewed", "a") in recorder.calls)
+                libvirtd.createXML(domain_xml("b", UUID_B), 0)
+                await until(lambda: UUID_B in watcher.domains)
+                assert recorder.calls == [("appeared", "a"), ("renewed", "a"), ("appeared", "b")]
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_reverted_snapshot_is_renewed_or_a_new_domain() -> None:
+    async def scenario() -> None:
+        recorder = Recorder()
+        watcher = recorder.watcher(URI)
+        with fake_hypervisor() as libvirtd:
+            domain = libvirtd.createXML(domain_xml("a", UUID_A), 0)
+            snapshot = domain.snapshotCreateXML("<domainsnapshot/>", 0)
+            async with running(watcher):
+                await until(lambda: UUID_A in watcher.domains)
+                first = watcher.domains[UUID_A].id
+                domain.revertToSnapshot(snapshot, 0)
+                await until(lambda: len(recorder.calls) > 1)
+                if watcher.domains[UUID_A].id == first:
+                    assert recorder.calls[1] == ("renewed", "a")
+                else:
+                    assert recorder.calls[1:] == [("vanished", "a"), ("appeared", "a")]
+            domain.destroy()
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_metadata_that_changes_is_a_change_of_the_domain() -> None:
+    async def scenario() -> None:
+        recorder = Recorder()
+        watcher = recorder.watcher(URI)
+        with fake_hypervisor() as libvirtd:
+            domain = libvirtd.createXML(domain_xml("a", UUID_A), 0)
+            async with running(watcher):
+                await until(lambda: UUID_A in watcher.domains)
+                old = watcher.domains[UUID_A]
+                domain.setMetadata(2, "<quota weight='300' reservation='1KiB/s'/>", "netrng", "urn:netrng:1", 1)
+                await until(lambda: recorder.calls[-1] == ("changed", "a"))
+                assert recorder.old == old
+                assert watcher.domains[UUID_A].quota == (("reservation", "1KiB/s"), ("weight", "300"))
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_the_periodic_listing_finds_what_no_event_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("netrng_hostd.hypervisor.connection._EVENTS", ())
+
+    async def scenario() -> None:
+        recorder = Recorder()
+        watcher = recorder.watcher(URI, timing=QUICK._replace(relist_s=0.05))
+        with fake_hypervisor() as libvirtd:
+            async with running(watcher):
+                await until(lambda: watcher.state.state == "connected")
+                domain = libvirtd.createXML(domain_xml("a", UUID_A), 0)
+                await until(lambda: recorder.calls == [("appeared", "a")])
+                domain.setMetadata(2, "<quota weight='7'/>", "netrng", "urn:netrng:1", 1)
+                await until(lambda: recorder.calls[-1] == ("changed", "a"))
+                domain.destroy()
+                await until(lambda: recorder.calls[-1] == ("vanished", "a"))
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_only_new_and_touched_domains_have_their_xml_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from netrng_hostd.hypervisor.connection import Connection
+
+    read: list[str] = []
+    live_xml = Connection.live_xml
+    monkeypatch.setattr(Connection, "live_xml", lambda self, uuid: (read.append(uuid), live_xml(self, uuid))[1])
+
+    async def scenario() -> None:
+        recorder = Recorder()
+        watcher = recorder.watcher(URI)
+        with fake_hypervisor() as libvirtd:
+            libvirtd.createXML(domain_xml("a", UUID_A), 0)
+            async with running(watcher):
+                await until(lambda: UUID_A in watcher.domains)
+                libvirtd.createXML(domain_xml("b", UUID_B), 0)
+                await until(lambda: UUID_B in watcher.domains)
+                assert read == [UUID_A, UUID_B]
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_cancelling_leaves_no_thread_but_libvirts_and_no_connection(request: pytest.FixtureRequest) -> None:
+    before = set(threading.enumerate())
+    gc.disable()  # not thanks to a collection that happens to run
+    request.addfinalizer(gc.enable)
+
+    async def scenario() -> None:
+        recorder = Recorder()
+        with fake_hypervisor() as libvirtd:
+            libvirtd.createXML(domain_xml("a", UUID_A), 0)
+            watcher = recorder.watcher(URI)
+            async with running(watcher):
+                await until(lambda: recorder.calls == [("appeared", "a")])
+            assert set(threading.enumerate()) == before
+            assert recorder.calls == [("appeared", "a")], "stopping to watch is no end of the domain"
+        # The test driver's state lives as long as any connection to it: a new one has its own domain only.
+        fresh = libvirt.open("test:///default")
+        assert [domain.name() for domain in fresh.listAllDomains()] == ["test"], "a connection is still open"
+        fresh.close()
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_the_defaults_are_those_of_the_documentation() -> None:
+    timing = Timing()
+    assert (timing.relist_s, timing.backoff_s, timing.max_backoff_s) == (30.0, 0.5, 30.0)
