@@ -154,6 +154,10 @@ def test_apt_cutoff_above_the_window_where_the_test_could_never_keep_the_rate() 
     assert apt_cutoff(40, 40 / 512, 512) == 512
 
 
+def test_apt_cutoff_where_the_rate_is_met_exactly() -> None:
+    assert apt_cutoff(40, 1, 40) == 40  # P(X > 39) = 2^-40, not one more is needed
+
+
 def test_cutoffs_follow_the_claim_and_a_bit_carries_an_eighth_of_it() -> None:
     health = HealthTests(min_entropy=4.0, alpha_exponent=20)
     assert health.rct_cutoff == rct_cutoff(20, 4.0) == 6
@@ -265,6 +269,17 @@ def test_byte_apt_counts_the_first_byte_of_each_window() -> None:
     assert (len(verdict.released), verdict.discarded) == (0, 512)
 
 
+def test_byte_apt_sees_the_second_window_of_start_up_by_itself() -> None:
+    """The first window's most frequent byte, 19 times in the second one, is not that window's first."""
+    first, second = byte_window(18, seed=3), byte_window(20, seed=4)
+    second[0] = 0x11
+    assert not HealthTests().feed(first + second).alarms
+    assert not HealthTests().feed(first + byte_window(18, seed=4)).alarms
+    verdict = HealthTests().feed(good(BYTE_WINDOW, seed=18) + byte_window(19, seed=4))
+    assert verdict.alarm is not None
+    assert (verdict.alarm.test, verdict.alarm.offset, verdict.discarded) == (APT_BYTES, 1024, 1024)
+
+
 def test_byte_apt_windows_do_not_overlap() -> None:
     """Eighteen at one window's end and eighteen at the next one's start are no alarm."""
     first = byte_window(18, seed=5)
@@ -297,6 +312,13 @@ def test_bit_apt_counts_the_first_bit_of_each_1024(first: int, place: int) -> No
     alarm = Alarm(APT_BITS, "one value 625 times in 1024 bits, alarm from 625", 1024 + len(before) + 128)
     assert verdict.alarm == alarm
     assert (len(verdict.released), verdict.discarded) == (0, len(before) + 128)
+
+
+def test_the_earlier_of_two_alarms_counts() -> None:
+    verdict = started().feed(bit_window(700, 1, seed=9) + good(50, seed=19) + bytes(6))
+    assert [(alarm.test, alarm.offset) for alarm in verdict.alarms] == [(APT_BITS, STARTUP + 128)]
+    verdict = started().feed(bytes(6) + good(122, seed=19) + bit_window(700, 1, seed=9))
+    assert [(alarm.test, alarm.offset) for alarm in verdict.alarms] == [(RCT, STARTUP + 6)]
 
 
 def test_bit_apt_ignores_a_window_short_of_its_first_bit() -> None:
@@ -354,6 +376,8 @@ def test_restart_wipes_and_begins_at_start_up() -> None:
     assert health.restart() == 305
     assert (health.held, health.starting) == (0, True)
     assert not any(health._buffer)
+    health.feed(bytes(6))  # what would have been left of this failed window is not the new noise's
+    assert health.restart() == 0
     noise = b"\x42" + good(STARTUP - 1, seed=17)
     assert health.feed(noise).released == noise
 

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reservoir: vetted bytes that no domain has yet, each given out once and overwritten as it goes.
+
+It has two parts, each first in, first out: general, and the seed reserve, which is spent only on seeds so
+that a domain can boot while others drain the rest.
+"""
+
+from __future__ import annotations
+
+SEED_SHARE = 10  # one vetted byte in ten goes to the seed reserve until it is full: DESIGN, "reservoir"
+
+
+class Reservoir:
+    """At most `size` bytes, `seed_reserve` of them for seeds only.
+
+    ValueError unless 0 <= seed_reserve <= size.
+    """
+
+    def __init__(self, size: int, seed_reserve: int) -> None:
+        if not 0 <= seed_reserve <= size:
+            raise ValueError(f"seed reserve of {seed_reserve} bytes does not fit a reservoir of {size}")
+        self._general = _Ring(size - seed_reserve)
+        self._seed = _Ring(seed_reserve)
+        self._remainder = 0  # tenths of a byte owed to the seed reserve
+
+    @property
+    def room(self) -> int:
+        """How many bytes the next put can accept."""
+        return self._general.room + self._seed.room
+
+    @property
+    def available(self) -> int:
+        """Bytes in the general part."""
+        return self._general.count
+
+    @property
+    def seed_available(self) -> int:
+        """Bytes in the seed reserve."""
+        return self._seed.count
+
+    def __repr__(self) -> str:
+        return (
+            f"Reservoir(available={self.available}, seed_available={self.seed_available}, room={self.room})"
+        )
+
+    def put(self, data: bytearray) -> int:
+        """Copies in as much as there is room for, from the front; returns how much. The caller wipes `data`.
+
+        One byte in ten, counted over all puts, goes to the seed reserve until that is full, and with it what
+        the general part has no room for.
+        """
+        accepted = min(len(data), self.room)
+        share, self._remainder = divmod(self._remainder + accepted, SEED_SHARE)
+        seeds = min(max(share, accepted - self._general.room), self._seed.room)
+        with memoryview(data) as view:
+            self._general.put(view[: accepted - seeds])
+            self._seed.put(view[accepted - seeds : accepted])
+        return accepted
+
+    def take(self, n: int, from_seed_reserve: bool = False) -> bytearray:
+        """The oldest `n` bytes of one part, zeroed there: the caller has the only copy, and wipes it.
+
+        ValueError, and nothing taken, when that part has fewer.
+        """
+        part = self._seed if from_seed_reserve else self._general
+        if not 0 <= n <= part.count:
+            raise ValueError(f"cannot take {n} bytes of {part.count}")
+        return part.take(n)
+
+    def destroy(self) -> int:
+        """Zeroes everything; returns how many bytes that were never given out are gone."""
+        destroyed = self.available + self.seed_available
+        self._general.clear()
+        self._seed.clear()
+        return destroyed
+
+
+class _Ring:
+    """A first-in, first-out store of bytes in place; unused places are zero."""
+
+    def __init__(self, size: int) -> None:
+        self._places = bytearray(size)
+        self._first = 0  # where the oldest byte lies
+        self.count = 0
+
+    @property
+    def room(self) -> int:
+        return len(self._places) - self.count
+
+    def put(self, data: memoryview) -> None:
+        """Appends; the caller has seen to it that there is room."""
+        end = self._first + self.count
+        if end >= len(self._places):
+            end -= len(self._places)
+        before_wrap = min(len(data), len(self._places) - end)
+        # Through views: assigning to a bytearray's slice would make a copy that nobody overwrites.
+        with memoryview(self._places) as places:
+            places[end : end + before_wrap] = data[:before_wrap]
+            places[: len(data) - before_wrap] = data[before_wrap:]
+        self.count += len(data)
+
+    def take(self, n: int) -> bytearray:
+        """The oldest n bytes; the caller has seen to it that there are so many."""
+        taken = bytearray(n)
+        before_wrap = min(n, len(self._places) - self._first)
+        end = self._first + before_wrap
+        with memoryview(self._places) as places, memoryview(taken) as target:
+            target[:before_wrap] = places[self._first : end]
+            target[before_wrap:] = places[: n - before_wrap]
+            places[self._first : end] = bytes(before_wrap)
+            places[: n - before_wrap] = bytes(n - before_wrap)
+        self._first = n - before_wrap if n > before_wrap else end
+        self.count -= n
+        return taken
+
+    def clear(self) -> None:
+        self._places[:] = bytes(len(self._places))
+        self._first = self.count = 0

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No byte twice, none lost, none left behind: the reservoir against two plain queues."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from netrng_hostd.core.reservoir import Reservoir
+
+
+def numbers(start: int, count: int) -> bytearray:
+    """Distinct and never zero, so that a zeroed place can be told from a spent byte (up to 255 of them)."""
+    return bytearray(range(start, start + count))
+
+
+def places(reservoir: Reservoir) -> bytearray:
+    return reservoir._general._places + reservoir._seed._places
+
+
+def test_a_new_one_is_empty() -> None:
+    reservoir = Reservoir(100, 20)
+    assert (reservoir.room, reservoir.available, reservoir.seed_available) == (100, 0, 0)
+
+
+@pytest.mark.parametrize(("size", "seed_reserve"), [(10, 11), (10, -1), (-1, 0)])
+def test_a_seed_reserve_must_fit(size: int, seed_reserve: int) -> None:
+    with pytest.raises(ValueError, match=f"seed reserve of {seed_reserve} bytes does not fit .* {size}"):
+        Reservoir(size, seed_reserve)
+
+
+def test_put_copies_and_leaves_the_data_to_the_caller() -> None:
+    reservoir, data = Reservoir(100, 0), numbers(1, 20)
+    assert reservoir.put(data) == 20
+    assert data == numbers(1, 20)
+    data[:] = bytes(20)
+    assert reservoir.take(20) == numbers(1, 20)
+
+
+def test_one_byte_in_ten_goes_to_the_seed_reserve() -> None:
+    reservoir = Reservoir(200, 20)
+    reservoir.put(numbers(1, 50))
+    assert (reservoir.available, reservoir.seed_available) == (45, 5)
+    assert reservoir.take(45) == numbers(1, 45)
+    assert reservoir.take(5, from_seed_reserve=True) == numbers(46, 5)
+
+
+def test_the_tenth_is_carried_over_small_puts() -> None:
+    reservoir = Reservoir(200, 20)
+    for start in range(1, 100, 3):
+        reservoir.put(numbers(start, 3))
+    assert (reservoir.available, reservoir.seed_available) == (90, 9)
+
+
+def test_a_full_seed_reserve_leaves_the_rest_to_general() -> None:
+    reservoir = Reservoir(200, 5)
+    reservoir.put(numbers(1, 100))
+    assert (reservoir.available, reservoir.seed_available) == (95, 5)
+
+
+def test_what_general_has_no_room_for_goes_to_the_seed_reserve() -> None:
+    reservoir = Reservoir(50, 30)
+    reservoir.put(numbers(1, 40))
+    assert (reservoir.available, reservoir.seed_available) == (20, 20)
+    assert reservoir.take(20, from_seed_reserve=True) == numbers(21, 20)
+
+
+def test_put_never_accepts_more_than_room() -> None:
+    reservoir = Reservoir(30, 10)
+    assert reservoir.put(numbers(1, 40)) == 30
+    assert (reservoir.room, reservoir.put(numbers(41, 5))) == (0, 0)
+    assert reservoir.take(20) + reservoir.take(10, from_seed_reserve=True) == numbers(1, 30)
+
+
+def test_no_seed_reserve_and_nothing_but_seed_reserve() -> None:
+    reservoir = Reservoir(30, 0)
+    assert reservoir.put(numbers(1, 30)) == reservoir.available == 30
+    assert reservoir.take(0, from_seed_reserve=True) == b""
+    reservoir = Reservoir(30, 30)
+    assert reservoir.put(numbers(1, 40)) == reservoir.seed_available == 30
+    assert Reservoir(0, 0).put(numbers(1, 5)) == 0
+
+
+@pytest.mark.parametrize("n", [-1, 10, 1000])
+@pytest.mark.parametrize("from_seed_reserve", [False, True])
+def test_taking_what_is_not_there_is_refused_and_takes_nothing(n: int, from_seed_reserve: bool) -> None:
+    reservoir = Reservoir(12, 6)
+    reservoir.put(numbers(1, 12))
+    with pytest.raises(ValueError, match=f"^cannot take {n} bytes of 6$"):
+        reservoir.take(n, from_seed_reserve)
+    assert reservoir.take(6) + reservoir.take(6, True) == numbers(1, 12)
+
+
+def test_the_general_part_never_draws_on_the_seed_reserve() -> None:
+    reservoir = Reservoir(100, 50)
+    reservoir.put(numbers(1, 60))
+    reservoir.take(reservoir.available)
+    assert reservoir.seed_available > 0
+    with pytest.raises(ValueError, match="cannot take 1 bytes of 0"):
+        reservoir.take(1)
+
+
+def test_destroy_zeroes_all_and_counts() -> None:
+    reservoir = Reservoir(30, 10)
+    reservoir.put(numbers(1, 25))
+    reservoir.take(3)
+    assert reservoir.destroy() == 22
+    assert not any(places(reservoir))
+    assert (reservoir.room, reservoir.available, reservoir.seed_available) == (30, 0, 0)
+    assert reservoir.destroy() == 0
+
+
+def test_no_bytes_in_words() -> None:
+    reservoir = Reservoir(60, 20)
+    reservoir.put(bytearray(b"\xde\xad" * 20))
+    assert repr(reservoir) == "Reservoir(available=36, seed_available=4, room=20)"
+
+
+class ReservoirMachine(RuleBasedStateMachine):
+    """Random puts and takes beside two lists; every byte value in use is distinct and not zero."""
+
+    @initialize(size=st.integers(0, 100), seed_percent=st.sampled_from([0, 20, 25, 50, 100]))
+    def start(self, size: int, seed_percent: int) -> None:
+        self.seed_reserve = size * seed_percent // 100
+        self.general_size = size - self.seed_reserve
+        self.reservoir = Reservoir(size, self.seed_reserve)
+        self.general: list[int] = []
+        self.seed: list[int] = []
+        self.next = 0
+        self.accepted = self.taken = self.destroyed = 0
+
+    def fresh(self, count: int) -> bytearray:
+        """The next values, 1 to 255 in turn: with at most 100 stored no two stored ones are equal."""
+        data = bytearray((self.next + i) % 255 + 1 for i in range(count))
+        self.next += count
+        return data
+
+    @rule(count=st.integers(0, 130))
+    def put(self, count: int) -> None:
+        data = self.fresh(count)
+        room = self.reservoir.room
+        tenths = (self.accepted + min(count, room)) // 10 - self.accepted // 10
+        accepted = self.reservoir.put(data)
+        assert accepted == min(count, room)
+        self.next -= count - accepted
+        self.accepted += accepted
+        seed_room = self.seed_reserve - len(self.seed)
+        general_room = self.general_size - len(self.general)
+        to_seed = min(seed_room, max(tenths, accepted - general_room))
+        self.general += data[: accepted - to_seed]
+        self.seed += data[accepted - to_seed : accepted]
+
+    @rule(data=st.data(), from_seed_reserve=st.booleans())
+    def take(self, data: st.DataObject, from_seed_reserve: bool) -> None:
+        queue = self.seed if from_seed_reserve else self.general
+        n = data.draw(st.integers(0, len(queue)))
+        assert list(self.reservoir.take(n, from_seed_reserve)) == queue[:n]
+        del queue[:n]
+        self.taken += n
+
+    @rule(extra=st.integers(1, 50), from_seed_reserve=st.booleans())
+    def take_too_much(self, extra: int, from_seed_reserve: bool) -> None:
+        queue = self.seed if from_seed_reserve else self.general
+        with pytest.raises(ValueError, match="cannot take"):
+            self.reservoir.take(len(queue) + extra, from_seed_reserve)
+
+    @rule()
+    def destroy(self) -> None:
+        count = len(self.general) + len(self.seed)
+        assert self.reservoir.destroy() == count
+        self.destroyed += count
+        self.general, self.seed = [], []
+
+    @invariant()
+    def the_parts_are_the_queues(self) -> None:
+        assert self.reservoir.available == len(self.general)
+        assert self.reservoir.seed_available == len(self.seed)
+        assert len(self.general) <= self.general_size
+        assert len(self.seed) <= self.seed_reserve
+
+    @invariant()
+    def every_byte_is_somewhere(self) -> None:
+        stored = self.reservoir.available + self.reservoir.seed_available
+        assert self.accepted == self.taken + self.destroyed + stored
+        assert self.reservoir.room == self.general_size + self.seed_reserve - stored
+
+    @invariant()
+    def nothing_spent_is_left_in_memory(self) -> None:
+        assert sorted(filter(None, self.reservoir._general._places)) == sorted(self.general)
+        assert sorted(filter(None, self.reservoir._seed._places)) == sorted(self.seed)
+
+
+ReservoirMachine.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=30)
+TestReservoir = ReservoirMachine.TestCase
