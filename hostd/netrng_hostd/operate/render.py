@@ -4,31 +4,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from netrng_hostd.core.quota import format_rate
+from netrng_hostd.operate.domain_table import (
+    BAD,
+    DOUBTFUL,
+    FAINT,
+    GOOD,
+    LOUD,
+    STRONG,
+    STYLES,
+    domain_table,
+    name_text,
+    state_text,
+    table,
+)
 from netrng_hostd.operate.status import DaemonStatus, DomainStatus, SourceStatus
 from netrng_hostd.operate.units import bar, duration, printable, rate, size
-
-WIDE = 140  # columns from which on each value has a column of its own
-GOOD, DOUBTFUL, BAD, FAINT, LOUD = "green", "yellow", "red", "dim", "bold red"
-_STYLES = {
-    "healthy": GOOD, "open": GOOD, "connected": GOOD,
-    "starting": DOUBTFUL, "connecting": DOUBTFUL, "waiting": DOUBTFUL, "vanished": FAINT,
-}  # fmt: skip
-_STRONG_TERMS = "bold"
-
-
-class Cell(NamedTuple):
-    """One value: in a wide terminal a column, in a narrow one a line of its group's cell."""
-
-    header: str
-    text: Text
 
 
 def render(status: DaemonStatus, width: int, max_domains: int | None = None) -> RenderableType:
@@ -47,7 +43,7 @@ def render(status: DaemonStatus, width: int, max_domains: int | None = None) -> 
         Text(),
     ]
     if shown:
-        parts.append(_domains(status, shown, width))
+        parts.append(domain_table(status, shown, width))
         if len(shown) < len(status.domains):
             parts.append(Text(f"… and {len(status.domains) - len(shown)} more that take less", FAINT))
     parts.extend(_troubles(status, shown))
@@ -61,32 +57,26 @@ def _headline(status: DaemonStatus) -> Text:
         f"{size(status.rss_bytes)}, {status.cpu_percent:.1f} % CPU",
         f"pid {status.pid}",
     ]
-    line = Text(f"netrng-hostd {printable(status.version)}", _STRONG_TERMS)
+    line = Text(f"netrng-hostd {printable(status.version)}", STRONG)
     line.append("  ·  ".join(["", *facts]), FAINT)
     if not status.ledger_ok:
-        line.append(
-            "\nTHE LEDGER DOES NOT ADD UP: bytes are unaccounted for; stop the daemon, report it", LOUD
-        )
+        line.append("\nTHE LEDGER DOES NOT ADD UP: stop the daemon and report it", LOUD)
     return line
 
 
 def _sources(sources: Sequence[SourceStatus]) -> Table:
-    table = _table()
-    for header in ("SOURCE", "KIND", "STATE"):
-        table.add_column(header, no_wrap=True)
-    for header in ("RATE", "READ", "DISCARDED", "CAPACITY"):
-        table.add_column(header, no_wrap=True, justify="right")
+    made = table("SOURCE", "KIND", "STATE", "RATE", "READ", "DISCARDED", "CAPACITY")
     for source in sources:
-        table.add_row(
-            _name(source.name),
+        made.add_row(
+            name_text(source.name),
             Text("PRNG", LOUD) if source.kind == "prng" else Text(source.kind),
-            _state(source.state),
+            state_text(source.state),
             rate(source.rate),
             size(source.bytes_read),
             size(source.bytes_discarded),
             "not known yet" if source.capacity is None else rate(source.capacity),
         )
-    return table
+    return made
 
 
 def _labels(sources: Sequence[SourceStatus]) -> Iterator[RenderableType]:
@@ -103,13 +93,13 @@ def _labels(sources: Sequence[SourceStatus]) -> Iterator[RenderableType]:
         elif source.rng_current:
             yield _below(f"{device}{source.rng_current}", FAINT)
         if source.detail:
-            yield _below(source.detail, _STYLES.get(source.state, BAD))
+            yield _below(source.detail, STYLES.get(source.state, BAD))
 
 
 def _hypervisors(status: DaemonStatus) -> Iterator[RenderableType]:
     for uri in status.uris:
         line = Text("libvirt    ", FAINT)
-        line.append(f"{printable(uri.uri)} ").append_text(_state(uri.state))
+        line.append(f"{printable(uri.uri)} ").append_text(state_text(uri.state))
         if uri.state != "connected":
             line.append(f" {_since(status, uri.since)}", FAINT)
         yield line
@@ -126,71 +116,14 @@ def _reservoir(status: DaemonStatus) -> Text:
     return line
 
 
-def _domains(status: DaemonStatus, shown: Sequence[DomainStatus], width: int) -> Table:
-    total = sum(domain.rate for domain in status.domains)
-    rows = [_groups(status, domain, total) for domain in shown]
-    table = _table()
-    if width >= WIDE:
-        for cell in (cell for group in rows[0] for cell in group):
-            table.add_column(cell.header, no_wrap=True, overflow="ellipsis")
-        for row in rows:
-            table.add_row(*(cell.text for group in row for cell in group))
-        return table
-    for group in rows[0]:
-        header = "\n".join(cell.header for cell in group[:1])
-        table.add_column(header, no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        table.add_row(*(_stacked(group) for group in row))
-    return table
-
-
-def _groups(status: DaemonStatus, domain: DomainStatus, total: int) -> list[list[Cell]]:
-    """A domain's values, grouped by what a narrow terminal shows below one another."""
-    share = domain.rate / total if total else 0.0
-    state = _state(domain.state).append(f" {_since(status, domain.since)}", FAINT)
-    reserved = format_rate(domain.reservation_effective)
-    if domain.reservation_effective != domain.reservation:
-        reserved += f" of {format_rate(domain.reservation)}"
-    agent = domain.agent or {}
-    sink = printable(agent.get("sink", ""))
-    version = printable(agent.get("version", ""))
-    sink_state = printable(agent.get("sink_state", ""))
-    lost_style = DOUBTFUL if domain.bytes_lost else FAINT
-    return [
-        [Cell("DOMAIN", _name(domain.name)), Cell("STATE", state)],
-        [
-            Cell("NOW", Text(rate(domain.rate))),
-            Cell("SHARE", Text(bar(share, 6), GOOD).append(f" {share:.0%}", FAINT)),
-        ],
-        [
-            Cell("QUOTA", Text(f"min {reserved}", "" if domain.reservation else FAINT)),
-            Cell("WEIGHT", Text(f"{domain.weight}× max {format_rate(domain.limit)}", FAINT)),
-        ],
-        [
-            Cell("SENT", Text(f"{size(domain.bytes_sent)} sent")),
-            Cell("ACKED", Text(f"{size(domain.bytes_acked)} acked", FAINT)),
-            Cell("LOST", Text(f"{size(domain.bytes_lost)} lost", lost_style)),
-        ],
-        [
-            Cell("SINK", Text(sink or "–")),
-            Cell("SINK STATE", Text(sink_state, GOOD if sink_state == "feeding" else DOUBTFUL)),
-            Cell("AGENT", Text(version, FAINT)),
-        ],
-    ]
-
-
-def _stacked(group: Sequence[Cell]) -> Text:
-    return Text("\n", no_wrap=True, overflow="ellipsis").join(cell.text for cell in group)
-
-
 def _troubles(status: DaemonStatus, shown: Sequence[DomainStatus]) -> Iterator[RenderableType]:
     for domain in shown:
         said = [domain.detail] if domain.detail else []
         if domain.agent and domain.agent.get("detail"):
             said.append(f"its agent says: {printable(domain.agent['detail'])}")
         for text in said:
-            line = Text("\n").append(printable(domain.name), _STRONG_TERMS)
-            yield line.append(f": {printable(text)}", _STYLES.get(domain.state, BAD))
+            line = Text("\n").append(printable(domain.name), STRONG)
+            yield line.append(f": {printable(text)}", STYLES.get(domain.state, BAD))
 
 
 def _advice(status: DaemonStatus) -> Iterator[RenderableType]:
@@ -200,18 +133,6 @@ def _advice(status: DaemonStatus) -> Iterator[RenderableType]:
         yield Text(f"\nWithout a channel: {names}. Give one: netrng-hostd attach {without[0]}", DOUBTFUL)
     elif not status.domains:
         yield Text("No domain has a channel. Give one: netrng-hostd attach DOMAIN", DOUBTFUL)
-
-
-def _table() -> Table:
-    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=FAINT)
-
-
-def _name(text: str) -> Text:
-    return Text(printable(text), _STRONG_TERMS, no_wrap=True, overflow="ellipsis")
-
-
-def _state(state: str) -> Text:
-    return Text(printable(state), _STYLES.get(state, BAD))
 
 
 def _since(status: DaemonStatus, since: float) -> str:

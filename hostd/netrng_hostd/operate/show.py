@@ -16,7 +16,8 @@ from rich.text import Text
 
 from netrng_hostd.config import SYSTEM_CONTROL, ConfigError, default_control
 from netrng_hostd.operate.control import NoDaemon, ask
-from netrng_hostd.operate.render import WIDE, render
+from netrng_hostd.operate.domain_table import WIDE
+from netrng_hostd.operate.render import render
 from netrng_hostd.operate.status import DaemonStatus, from_json
 
 EXIT_NO_DAEMON = 3
