@@ -102,6 +102,19 @@ def test_the_general_part_never_draws_on_the_seed_reserve() -> None:
         reservoir.take(1)
 
 
+@pytest.mark.parametrize("from_seed_reserve", [False, True])
+@pytest.mark.parametrize("step", range(1, 8))
+def test_round_the_ring_in_order_and_zeroed(step: int, from_seed_reserve: bool) -> None:
+    reservoir = Reservoir(7, 7 if from_seed_reserve else 0)
+    for start in range(1, 200, step):
+        assert reservoir.put(numbers(start, step)) == step
+        ahead = min(2, step - 1)  # leave some in the ring, so that it is not empty when it wraps
+        assert reservoir.take(step - ahead, from_seed_reserve) == numbers(start, step - ahead)
+        assert sorted(filter(None, places(reservoir))) == list(range(start + step - ahead, start + step))
+        assert reservoir.take(ahead, from_seed_reserve) == numbers(start + step - ahead, ahead)
+        assert not any(places(reservoir))
+
+
 def test_destroy_zeroes_all_and_counts() -> None:
     reservoir = Reservoir(30, 10)
     reservoir.put(numbers(1, 25))
@@ -137,7 +150,7 @@ class ReservoirMachine(RuleBasedStateMachine):
         self.next += count
         return data
 
-    @rule(count=st.integers(0, 130))
+    @rule(count=st.one_of(st.integers(0, 130), st.integers(1, 30)))
     def put(self, count: int) -> None:
         data = self.fresh(count)
         room = self.reservoir.room

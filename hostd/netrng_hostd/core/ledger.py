@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger: where every byte that was ever read has gone. Counts only, in bytes.
+
+Per source:  read = discarded + what the sources gave to health tests, reservoir and domains
+Per domain:  sent = acknowledged + lost + in flight
+In all:      read = discarded + held by health tests + stored in the reservoir + sent
+
+A posting that would break one of these is refused with LedgerError and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class LedgerError(Exception):
+    """Counts that cannot be: a mistake in the program, never in a guest's input. The text has counts only."""
+
+
+class SourceCount(NamedTuple):
+    """One source. `destroyed`: the part of `discarded` that had passed the health tests."""
+
+    read: int
+    discarded: int
+    destroyed: int
+
+
+class DomainCount(NamedTuple):
+    """One domain; `sent` is the sum of the others."""
+
+    sent: int
+    acked: int
+    lost: int
+    in_flight: int
+
+
+class Totals(NamedTuple):
+    """All sources and all domains, vanished ones included."""
+
+    read: int
+    discarded: int
+    sent: int
+    acked: int
+    lost: int
+    in_flight: int
+
+
+class Ledger:
+    """Postings are constant-time; one is made for every read and every sample."""
+
+    def __init__(self) -> None:
+        self._sources: dict[str, _Source] = {}
+        self._domains: dict[str, _Domain] = {}
+        self._read = self._discarded = 0  # all sources
+        self._all = _Domain()  # all domains, vanished ones included
+
+    def read(self, source: str, n: int) -> None:
+        """The source gave n noise bytes."""
+        if n < 0:
+            raise LedgerError(f"source {source}: read {n} bytes")
+        self._source(source).read += n
+        self._read += n
+
+    def discarded(self, source: str, n: int) -> None:
+        """n of the source's bytes were thrown away before they were vetted."""
+        self._discard(source, n)
+
+    def destroyed(self, source: str, n: int) -> None:
+        """n of the source's vetted bytes were destroyed in the reservoir, unsent: they count as discarded."""
+        self._discard(source, n)
+        self._source(source).destroyed += n
+
+    def sent(self, uuid: str, n: int) -> None:
+        """n bytes left the reservoir for the domain: they are in flight."""
+        if not 0 <= n <= self._read - self._discarded - self._all.sent:
+            left = self._read - self._discarded - self._all.sent
+            raise LedgerError(f"domain {uuid}: sent {n} bytes where {left} are left")
+        domain = self._domains.get(uuid)
+        if domain is None:
+            domain = self._domains[uuid] = _Domain()
+        domain.sent += n
+        self._all.sent += n
+
+    def acked(self, uuid: str, n: int) -> None:
+        """n of the bytes in flight were taken by the domain's sink."""
+        self._in_flight(uuid, n, "acknowledged").acked += n
+        self._all.acked += n
+
+    def lost(self, uuid: str, n: int) -> None:
+        """n of the bytes in flight will never be acknowledged."""
+        self._in_flight(uuid, n, "lost").lost += n
+        self._all.lost += n
+
+    def forget(self, uuid: str) -> int:
+        """The domain has vanished: its counts live on in the totals alone.
+
+        What was still in flight is lost; returns how much. 0 for a domain that was never sent anything.
+        """
+        domain = self._domains.pop(uuid, None)
+        if domain is None:
+            return 0
+        self._all.lost += domain.in_flight
+        return domain.in_flight
+
+    def in_flight(self, uuid: str) -> int:
+        """Bytes sent to the domain and neither acknowledged nor lost."""
+        return self.domain(uuid).in_flight
+
+    def source(self, name: str) -> SourceCount:
+        """All zero for a source that was never posted to."""
+        source = self._sources.get(name) or _Source()
+        return SourceCount(source.read, source.discarded, source.destroyed)
+
+    def domain(self, uuid: str) -> DomainCount:
+        """All zero for a domain that was never sent anything, or is forgotten."""
+        domain = self._domains.get(uuid) or _Domain()
+        return DomainCount(domain.sent, domain.acked, domain.lost, domain.in_flight)
+
+    @property
+    def totals(self) -> Totals:
+        """Sources and domains together."""
+        every = self._all
+        return Totals(self._read, self._discarded, every.sent, every.acked, every.lost, every.in_flight)
+
+    def check(self, held: int, stored: int, in_flight: Mapping[str, int] | None = None) -> None:
+        """LedgerError unless every byte read is somewhere.
+
+        `held`: bytes in all health tests; `stored`: bytes in the reservoir, seed reserve included;
+        `in_flight`, where given: what each domain's session counts as in flight, domains without one left
+        out. Without it the check is constant-time.
+        """
+        expected = self._discarded + held + stored + self._all.sent
+        if self._read != expected:
+            raise LedgerError(
+                f"read {self._read} bytes, but discarded {self._discarded} + held {held} + stored {stored}"
+                f" + sent {self._all.sent} = {expected}"
+            )
+        if in_flight is None:
+            return
+        for uuid in self._domains.keys() | in_flight.keys():
+            here, there = self.in_flight(uuid), in_flight.get(uuid, 0)
+            if here != there:
+                raise LedgerError(f"domain {uuid}: {here} bytes in flight, but its session says {there}")
+
+    def _source(self, name: str) -> _Source:
+        source = self._sources.get(name)
+        if source is None:
+            source = self._sources[name] = _Source()
+        return source
+
+    def _discard(self, name: str, n: int) -> None:
+        count = self.source(name)
+        left = min(count.read - count.discarded, self._read - self._discarded - self._all.sent)
+        if not 0 <= n <= left:
+            raise LedgerError(f"source {name}: discarded {n} bytes where {left} are left")
+        self._source(name).discarded += n
+        self._discarded += n
+
+    def _in_flight(self, uuid: str, n: int, fate: str) -> _Domain:
+        domain = self._domains.get(uuid) or _Domain()
+        if not 0 <= n <= domain.in_flight:
+            raise LedgerError(f"domain {uuid}: {n} bytes {fate} where {domain.in_flight} are in flight")
+        return domain
+
+
+class _Source:
+    __slots__ = ("destroyed", "discarded", "read")
+
+    def __init__(self) -> None:
+        self.read = self.discarded = self.destroyed = 0
+
+
+class _Domain:
+    __slots__ = ("acked", "lost", "sent")
+
+    def __init__(self) -> None:
+        self.sent = self.acked = self.lost = 0
+
+    @property
+    def in_flight(self) -> int:
+        return self.sent - self.acked - self.lost
