@@ -22,7 +22,7 @@ from netrng_hostd.core.reservoir import Reservoir
 from netrng_hostd.core.scheduler import Scheduler
 from netrng_hostd.discovery.watcher import UriState, Watcher
 from netrng_hostd.dispatch import Dispatcher
-from netrng_hostd.hypervisor import LiveDomain
+from netrng_hostd.hypervisor.domain_xml import LiveDomain
 from netrng_hostd.operate import systemd
 from netrng_hostd.operate.control import ControlServer
 from netrng_hostd.operate.status import DaemonStatus
@@ -69,17 +69,23 @@ class Daemon:
             self._start_discovery(stack)
             stack.push_async_callback(_cancel, loop.create_task(self._tick(), name="tick"))
             systemd.notify("READY=1")
-            log.info("ready: source %s, control socket %s", self.source_watch.describe(), self._config.control)
+            log.info("ready: source %s, control %s", self.source_watch.describe(), self._config.control)
             await self._stop.wait()
             systemd.notify("STOPPING=1")
             log.info("stopping")
 
     def snapshot(self) -> DaemonStatus:
         """All of `status`, now."""
-        return take_snapshot(self.source_watch, self.dispatcher, self.roster, self.uris.values(), self._meters)
+        return take_snapshot(
+            self.source_watch, self.dispatcher, self.roster, self.uris.values(), self._meters,
+            self._config,
+        )  # fmt: skip
 
     def reload(self) -> None:
-        """SIGHUP: new quotas and static sockets at once; what needs a restart is named; a bad file changes nothing."""
+        """SIGHUP: new quotas and static sockets at once; what needs a restart is named.
+
+        A bad file changes nothing and is said.
+        """
         systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             config = load(self._config_path)
@@ -99,9 +105,8 @@ class Daemon:
             self.roster.add_static(new)
         fixed = ("control", "reservoir", "libvirt", "sources", "policy", "admission")
         waiting = [name for name in fixed if getattr(old, name) != getattr(config, name)]
-        log.info(
-            "configuration reloaded%s", f"; takes effect after a restart: {', '.join(waiting)}" if waiting else ""
-        )
+        later = f"; takes effect after a restart: {', '.join(waiting)}" if waiting else ""
+        log.info("configuration reloaded%s", later)
 
     def _start_source(self, stack: AsyncExitStack) -> None:
         (source,) = self._config.sources
@@ -165,14 +170,15 @@ class Daemon:
     def _uri_changed(self, state: UriState) -> None:
         self.uris[state.uri] = state
         level = logging.WARNING if state.state == "down" else logging.INFO
-        log.log(level, "libvirt %s: %s%s", state.uri, state.state, f": {state.detail}" if state.detail else "")
+        detail = f": {state.detail}" if state.detail else ""
+        log.log(level, "libvirt %s: %s%s", state.uri, state.state, detail)
 
     async def _tick(self) -> None:
         while True:
             now_ns = time.monotonic_ns()
             self.roster.tick(now_ns)
             self.source_watch.tick(now_ns)
-            self._meters.tick(now_ns, self.ledger, self.roster)
+            self._meters.tick(now_ns, self.source_watch.config.name, self.ledger, self.roster)
             systemd.notify("WATCHDOG=1")
             await asyncio.sleep(TICK_S)
 

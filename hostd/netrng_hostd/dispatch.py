@@ -31,6 +31,7 @@ class Dispatcher:
         self.scheduler = scheduler
         self.ledger = ledger
         self.held = 0  # bytes that wait in the health tests for their window
+        self.seeds: dict[str, int] = {}  # seeds begun, per domain
         self._read = 0
         self._reader: SourceReader | None = None
         self._uuid_of: dict[Channel, str] = {}
@@ -62,6 +63,7 @@ class Dispatcher:
         self.scheduler.want(uuid, 0, 0, now_ns)
         self.scheduler.forget(uuid, now_ns)
         self.ledger.forget(uuid)
+        self.seeds.pop(uuid, None)
 
     def set_quota(self, uuid: str, quota: Quota) -> None:
         self.scheduler.set_quota(uuid, quota, time.monotonic_ns())
@@ -153,6 +155,8 @@ class Dispatcher:
         sample = reservoir.take(pick.n_bytes, pick.from_seed_reserve)
         # Booked before it is sent: if the write finds the channel dead, these bytes are lost, not unsent.
         self.ledger.sent(pick.uuid, pick.n_bytes)
+        if pick.reason == "seed" and channel.session.sent == 0:
+            self.seeds[pick.uuid] = self.seeds.get(pick.uuid, 0) + 1
         channel.send_sample(sample)
         if pick.uuid in self._channels:
             self._tell_want(pick.uuid)

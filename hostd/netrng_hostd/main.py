@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     xml = add("xml", "print the libvirt XML of the channel", "netrng-hostd xml")
     variant = xml.add_mutually_exclusive_group()
     variant.add_argument("--xen", action="store_true", help="for a Xen domain")
-    variant.add_argument("--virtio-rng", action="store_true", help="a virtio-rng device instead, without agent")
+    variant.add_argument("--virtio-rng", action="store_true", help="a virtio-rng device instead, no agent")
     return parser
 
 
@@ -115,7 +115,7 @@ def _run_command(options: argparse.Namespace) -> int:
 
 def _run_daemon(config: Config, config_path: str | None) -> int:
     from netrng_hostd.daemon import Daemon
-    from netrng_hostd.hypervisor import shutdown
+    from netrng_hostd.hypervisor.event_thread import shutdown
     from netrng_hostd.operate.lock import Lock, LockHeld
     from netrng_hostd.operate.process import forbid_dumps, lock_memory
 

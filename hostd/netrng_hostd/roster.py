@@ -17,7 +17,8 @@ from netrng_hostd.channels.session import HostSession
 from netrng_hostd.config import ChannelConfig
 from netrng_hostd.core.quota import Quota, QuotaRule, resolve
 from netrng_hostd.dispatch import Dispatcher
-from netrng_hostd.hypervisor import LiveDomain
+from netrng_hostd.hypervisor.domain_xml import LiveDomain
+from netrng_hostd.hypervisor.errors import HypervisorError
 
 log = logging.getLogger("netrng.roster")
 
@@ -81,7 +82,8 @@ class Roster:
         if live is None:
             self.without_channel[(domain.uri, domain.uuid)] = domain.name
             return
-        self._add(domain.name, domain.uuid, domain.uri, live.kind, live.path, _connector(domain, open_stream))
+        connect = _connector(domain, open_stream)
+        self._add(domain.name, domain.uuid, domain.uri, live.kind, live.path, connect)
 
     def changed(self, old: LiveDomain, new: LiveDomain, open_stream: OpenStream | None) -> None:
         """The definition or the state of a running domain changed."""
@@ -125,7 +127,7 @@ class Roster:
             if key not in self._refused:
                 self._refused.add(key)
                 log.warning(
-                    "%s: not served: %d domains are served already; raise admission.max_domains in hostd.toml",
+                    "%s: not served: %d domains are served already; raise admission.max_domains",
                     name, self._max_domains,
                 )  # fmt: skip
             return
@@ -149,7 +151,10 @@ def _connector(domain: LiveDomain, open_stream: OpenStream | None) -> Connect:
 
     async def connect() -> socket.socket:
         if open_stream is not None:
-            return await open_stream(domain)
+            try:
+                return await open_stream(domain)
+            except HypervisorError as error:
+                raise ChannelUnavailable(str(error)) from None
         if live is None or live.path is None:
             raise ChannelUnavailable(f"libvirt shows no socket for the channel of {domain.name}")
         if live.mode == "connect":

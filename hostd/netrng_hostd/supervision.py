@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A source's state as a person sees it: what the reader says, stalls, and what the kernel calls the device."""
+"""A source's state as a person sees it: what the reader says, stalls, the kernel's name for the device."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SourceWatch:
     def state(self) -> SourceState:
         """One of the source states of docs/operating.md."""
         if self._stalled:
-            return SourceState("stalled", f"no byte from {self.config.path} for more than {STALL_NS // 10**9} s")
+            return SourceState("stalled", f"no byte from {self.config.path} for {STALL_NS // 10**9} s")
         return self._reported
 
     def describe(self) -> str:
@@ -69,4 +69,5 @@ class SourceWatch:
         self.since_ns = time.monotonic_ns()
         state = self.state
         level = logging.INFO if state.name in ("starting", "healthy") else logging.WARNING
-        log.log(level, "source %s: %s%s", self.config.name, state.name, f": {state.detail}" if state.detail else "")
+        detail = f": {state.detail}" if state.detail else ""
+        log.log(level, "source %s: %s%s", self.config.name, state.name, detail)

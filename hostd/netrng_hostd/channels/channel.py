@@ -31,10 +31,11 @@ HANDSHAKE_NS = 10_000_000_000
 FIRST_RETRY_S = 0.2
 LAST_RETRY_S = 10.0
 _STATE_OF_SESSION = {
-    "probing": "waiting",
-    "open": "open",
-    "violated": "violated",
-    "incompatible": "incompatible",
+    protocol.CLOSED: "unreachable",
+    protocol.PROBING: "waiting",
+    protocol.OPEN: "open",
+    protocol.VIOLATED: "violated",
+    protocol.INCOMPATIBLE: "incompatible",
 }
 
 
@@ -169,19 +170,20 @@ class Channel:
     def _handle(self, events: list[protocol.Event], now_ns: int) -> None:
         for event in events:
             if isinstance(event, protocol.Acked):
-                self._recipient.acked(self, event.n_bytes)
+                self._recipient.acked(self, event.n)
             elif isinstance(event, protocol.Lost):
-                self._recipient.lost(self, event.n_bytes)
+                self._recipient.lost(self, event.n)
             elif isinstance(event, protocol.Opened):
                 self._retry_s = FIRST_RETRY_S
             elif isinstance(event, protocol.Ended):
-                self._log(logging.INFO, "session ended: %s; %d bytes in flight lost", event.reason, event.lost)
+                self._recipient.lost(self, event.lost)
+                text = "session ended: %s; %d bytes in flight lost"
+                self._log(logging.INFO, text, event.reason, event.lost)
             elif isinstance(event, protocol.Violation):
                 self._log(logging.WARNING, "protocol violation: %s", event.text)
         self._write_control()
-        state = _STATE_OF_SESSION[self.session.state]
-        if self._link is not None and state != self.state:
-            self._set_state(state)
+        if self._link is not None:
+            self._set_state(_STATE_OF_SESSION[self.session.state], keep_detail=True)
         if events:
             self._recipient.wants_changed(self)
 
@@ -210,10 +212,10 @@ class Channel:
         if self._link is not None:
             self._link.close(reason)
 
-    def _set_state(self, state: str, detail: str = "") -> None:
-        if (state, detail) == (self.state, self.detail):
-            return
+    def _set_state(self, state: str, detail: str = "", keep_detail: bool = False) -> None:
         changed = state != self.state
+        if not changed and (keep_detail or detail == self.detail):
+            return
         self.state, self.detail = state, detail
         if changed:
             self.since_ns = time.monotonic_ns()

@@ -35,7 +35,7 @@ def _reason(error: OSError, path: str) -> str:
     if error.errno == errno.ECONNREFUSED:
         return f"nobody listens on {path}"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"permission denied: {path}: run netrng-hostd as root with CAP_DAC_OVERRIDE, or as the VM's user"
+        return f"permission denied: {path}: run netrng-hostd as root, or as the user whose VM it is"
     if error.errno == errno.EAGAIN:
         return f"another program holds {path} and more wait for it: find out who with: ss -xp | grep {path}"
     return f"cannot connect to {path}: {error.strerror or error}"

@@ -71,6 +71,6 @@ class Retry:
 
     def delay_s(self) -> float:
         """The wait after one more failure."""
-        delay = min(LAST_RETRY_S, FIRST_RETRY_S * 2 ** min(self.failures, 10))
+        delay = min(LAST_RETRY_S, FIRST_RETRY_S * (1 << min(self.failures, 10)))
         self.failures += 1
         return delay

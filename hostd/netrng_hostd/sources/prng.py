@@ -26,7 +26,7 @@ class PrngSource:
 
     def open(self) -> None:
         if self._was_file:
-            raise SourceFailure("error", f"{self._path} is a file: read from its start again, bytes would repeat")
+            raise SourceFailure("error", f"{self._path} is a file: read anew, its bytes would repeat")
         try:
             self._fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         except OSError as error:

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gathers what `status` shows from those who know it; changes nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterable
+
+import psutil
+
+from netrng_hostd import __version__
+from netrng_hostd.config import Config
+from netrng_hostd.core.ledger import Ledger, LedgerError
+from netrng_hostd.discovery.watcher import UriState
+from netrng_hostd.dispatch import Dispatcher
+from netrng_hostd.operate.status import (
+    DaemonStatus,
+    DomainStatus,
+    ReservoirStatus,
+    SourceStatus,
+    UriStatus,
+)
+from netrng_hostd.roster import Entry, Roster
+from netrng_hostd.supervision import SourceWatch
+
+RATE_SPAN_NS = 10_000_000_000  # rates are means over the last ten seconds
+
+
+class RateMeter:
+    """Bytes per second over the last ten seconds, from a counter that is looked at now and then."""
+
+    def __init__(self, now_ns: int, total: int) -> None:
+        self._seen: deque[tuple[int, int]] = deque([(now_ns, total)])
+
+    def look(self, now_ns: int, total: int) -> None:
+        self._seen.append((now_ns, total))
+        while len(self._seen) > 2 and self._seen[1][0] <= now_ns - RATE_SPAN_NS:
+            self._seen.popleft()
+
+    @property
+    def rate(self) -> int:
+        (begun_ns, before), (ended_ns, after) = self._seen[0], self._seen[-1]
+        return (after - before) * 1_000_000_000 // (ended_ns - begun_ns) if ended_ns > begun_ns else 0
+
+
+class Meters:
+    """The rates of the source and of each domain."""
+
+    def __init__(self) -> None:
+        self._meters: dict[str, RateMeter] = {}
+        self.process = psutil.Process()
+        self.process.cpu_percent()
+        self.started = time.time()
+
+    def tick(self, now_ns: int, source: str, ledger: Ledger, roster: Roster) -> None:
+        """Call it about twice a second."""
+        totals = {entry.uuid: ledger.domain(entry.uuid).acked for entry in roster.entries}
+        totals["source " + source] = ledger.source(source).read
+        for key, total in totals.items():
+            if key in self._meters:
+                self._meters[key].look(now_ns, total)
+            else:
+                self._meters[key] = RateMeter(now_ns, total)
+        for gone in self._meters.keys() - totals.keys():
+            del self._meters[gone]
+
+    def rate(self, key: str) -> int:
+        meter = self._meters.get(key)
+        return meter.rate if meter is not None else 0
+
+
+def take_snapshot(
+    watch: SourceWatch, dispatcher: Dispatcher, roster: Roster, uris: Iterable[UriState], meters: Meters,
+    config: Config,
+) -> DaemonStatus:  # fmt: skip
+    """The state of everything, now."""
+    try:
+        dispatcher.check()
+        ledger_ok = True
+    except LedgerError:
+        ledger_ok = False
+    reservoir = dispatcher.reservoir
+    return DaemonStatus(
+        version=__version__,
+        sources=(_source(watch, dispatcher.ledger, meters),),
+        domains=tuple(_domain(entry, dispatcher, meters) for entry in roster.entries),
+        uris=tuple(UriStatus(uri.uri, uri.state, uri.detail, _wall(uri.since_ns)) for uri in uris),
+        reservoir=ReservoirStatus(
+            size=config.reservoir.size,
+            stored=reservoir.available + reservoir.seed_available,
+            seed_reserve=config.reservoir.seed_reserve,
+            seed_stored=reservoir.seed_available,
+        ),
+        without_channel=tuple(sorted(roster.without_channel.values())),
+        ledger_ok=ledger_ok,
+        pid=os.getpid(),
+        started=meters.started,
+        time=time.time(),
+        rss_bytes=meters.process.memory_info().rss,
+        cpu_percent=meters.process.cpu_percent(),
+        sample_size=config.sample_size,
+    )
+
+
+def _source(watch: SourceWatch, ledger: Ledger, meters: Meters) -> SourceStatus:
+    config, state, counts = watch.config, watch.state, ledger.source(watch.config.name)
+    capacity = watch.reader.capacity if watch.reader is not None else None
+    measured_ns = capacity.measured_ns if capacity is not None else None
+    return SourceStatus(
+        name=config.name,
+        kind=config.kind,
+        state=state.name,
+        path=config.path,
+        detail=state.detail,
+        since=_wall(watch.since_ns),
+        rng_current=watch.rng_current,
+        virtual=watch.virtual,
+        bytes_read=counts.read,
+        bytes_discarded=counts.discarded,
+        rate=meters.rate("source " + config.name),
+        capacity=capacity.rate if capacity is not None else None,
+        capacity_age_s=None if measured_ns is None else round((time.monotonic_ns() - measured_ns) / 1e9, 3),
+    )
+
+
+def _domain(entry: Entry, dispatcher: Dispatcher, meters: Meters) -> DomainStatus:
+    channel, quota, counts = entry.channel, entry.quota, dispatcher.ledger.domain(entry.uuid)
+    return DomainStatus(
+        name=entry.name,
+        uuid=entry.uuid,
+        uri=entry.uri,
+        channel=entry.path,
+        kind=entry.kind,
+        state=channel.state,
+        since=_wall(channel.since_ns),
+        reservation=quota.reservation,
+        reservation_effective=quota.reservation,
+        weight=quota.weight,
+        limit=quota.limit,
+        burst=quota.burst,
+        bytes_sent=counts.sent,
+        bytes_acked=counts.acked,
+        bytes_lost=counts.lost,
+        rate=meters.rate(entry.uuid),
+        agent=channel.session.agent,
+        detail=channel.detail,
+        quota=quota.name,
+        in_flight=counts.in_flight,
+        seeds=dispatcher.seeds.get(entry.uuid, 0),
+    )
+
+
+def _wall(monotonic_ns: int) -> float:
+    """The Unix time of a moment of the monotonic clock."""
+    return round(time.time() - (time.monotonic_ns() - monotonic_ns) / 1e9, 3)
