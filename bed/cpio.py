@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes cpio archives in the "newc" format that Linux unpacks at boot (Documentation/driver-api/early-userspace/buffer-format.rst).
+"""Writes cpio archives in the "newc" format that Linux unpacks at boot.
 
-Archives may follow one another in one initramfs; later files replace earlier ones.
+The format: buffer-format.rst in the kernel's Documentation/driver-api/early-userspace.  Archives may follow
+one another in one initramfs; later files replace earlier ones.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from typing import BinaryIO
 
 
 class Archive:
-    """A cpio archive written to `out`; parents are made as needed; a path given twice keeps its first content."""
+    """A cpio archive written to `out`.
+
+    Parents are made as needed; a path given twice keeps its first content.
+    """
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out

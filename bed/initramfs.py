@@ -26,7 +26,9 @@ _NO_STDLIB = re.compile(
     r"(test|idlelib|tkinter|lib2to3|ensurepip|distutils|pydoc_data|turtledemo|venv|sqlite3|curses|dbm|wsgiref|xmlrpc"
     r"|config-.*|__pycache__|sitecustomize\.py|site-packages|dist-packages)(/|$)"
 )
-_NO_EXTENSION = re.compile(r"(_test|_ctypes_test|xx|_xx|_ssl|_hashlib|_tkinter|_sqlite3|_curses|_dbm|_gdbm|readline|nis|_codecs_)")
+_NO_EXTENSION = re.compile(
+    r"(_test|_ctypes_test|xx|_xx|_ssl|_hashlib|_tkinter|_sqlite3|_curses|_dbm|_gdbm|readline|nis|_codecs_)"
+)
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
 
@@ -53,7 +55,20 @@ def build(
 
 
 def _skeleton(archive: Archive, busybox: Path) -> None:
-    for folder in ("usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "dev", "proc", "sys", "run", "tmp", "etc", "root", "var/log"):
+    for folder in (
+        "usr/bin",
+        "usr/sbin",
+        "usr/lib",
+        "usr/lib64",
+        "dev",
+        "proc",
+        "sys",
+        "run",
+        "tmp",
+        "etc",
+        "root",
+        "var/log",
+    ):
         archive.folder(folder)
     for folder in ("bin", "sbin", "lib", "lib64"):
         archive.link(folder, f"usr/{folder}")
@@ -74,10 +89,12 @@ def _skeleton(archive: Archive, busybox: Path) -> None:
 def _modules(archive: Archive, trees: list[Path]) -> None:
     """The modules and what they depend on, in an order in which insmod can load them.
 
-    Those that the kernel has built in, or does not have, are left out: the guest's tests show what is missing.
+    Those that the kernel has built in, or does not have, are left out; a guest that needs one shows it.
     """
     files = {
-        path.name.split(".")[0].replace("-", "_"): path for tree in trees for path in sorted(tree.glob("kernel/**/*.ko*"))
+        path.name.split(".")[0].replace("-", "_"): path
+        for tree in trees
+        for path in sorted(tree.glob("kernel/**/*.ko*"))
     }
     order: list[str] = []
 
@@ -121,11 +138,13 @@ def _libraries(archive: Archive, path: Path) -> None:
 
 
 def _python(archive: Archive, python: Path) -> None:
-    """The interpreter and its standard library, compiled: under emulation, compiling at start would cost seconds."""
+    """The interpreter and its standard library, compiled: an emulated guest would need seconds for that."""
     stdlib = Path(
         subprocess.run(
             [python, "-I", "-S", "-c", "import os; print(os.path.dirname(os.__file__))"],
-            capture_output=True, text=True, check=True,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
     )
     _program(archive, python.resolve(), str(python.resolve()))
@@ -139,8 +158,23 @@ def _python(archive: Archive, python: Path) -> None:
                 (copy / relative).write_bytes(path.read_bytes())
         subprocess.run(
             # Unchecked: the guest need not agree with the host about modification times.
-            [python, "-I", "-S", "-m", "compileall", "-q", "-b", "-j0", "--invalidation-mode", "unchecked-hash",
-             "-s", str(copy), "-p", str(stdlib), str(copy)],
+            [
+                python,
+                "-I",
+                "-S",
+                "-m",
+                "compileall",
+                "-q",
+                "-b",
+                "-j0",
+                "--invalidation-mode",
+                "unchecked-hash",
+                "-s",
+                str(copy),
+                "-p",
+                str(stdlib),
+                str(copy),
+            ],
             check=True,
         )
         for path in sorted(copy.rglob("*.pyc")):

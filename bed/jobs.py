@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple
 
 _REPEAT_S = 0.5
 
@@ -36,10 +36,10 @@ class Jobs:
 
     _numbers = itertools.count(1)
 
-    def __init__(self, path: Callable[[], Optional[Path]]) -> None:
+    def __init__(self, path: Callable[[], Path | None]) -> None:
         self._path = path
-        self._stream: Optional[socket.socket] = None
-        self._where: Optional[Path] = None
+        self._stream: socket.socket | None = None
+        self._where: Path | None = None
         self._pending = bytearray()
         self._answers: dict[str, tuple[int, bytes]] = {}
         self._lock = threading.Lock()
@@ -51,7 +51,7 @@ class Jobs:
             self._send(job, script)
         return job
 
-    def answer(self, job: str, script: str, deadline_s: float) -> Optional[tuple[int, bytes]]:
+    def answer(self, job: str, script: str, deadline_s: float) -> tuple[int, bytes] | None:
         """The job's exit code and output, None if there is none within `deadline_s`."""
         deadline = time.monotonic() + deadline_s
         repeat = time.monotonic() + _REPEAT_S
@@ -80,7 +80,7 @@ class Jobs:
         self._stream = None
         self._pending.clear()
 
-    def _open(self) -> Optional[socket.socket]:
+    def _open(self) -> socket.socket | None:
         where = self._path()
         if where != self._where:
             self._close()
@@ -128,4 +128,7 @@ class Jobs:
             with contextlib.suppress(ValueError, binascii.Error):
                 # Anything else is the terminal's echo from before the guest had set its line.
                 if len(words) == 4 and words[0] == b"R":
-                    self._answers[words[1].decode()] = (int(words[2]), base64.b64decode(words[3], validate=True))
+                    self._answers[words[1].decode()] = (
+                        int(words[2]),
+                        base64.b64decode(words[3], validate=True),
+                    )

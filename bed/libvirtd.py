@@ -10,8 +10,6 @@ import subprocess
 import time
 import uuid
 from pathlib import Path
-from types import TracebackType
-from typing import Optional
 
 import libvirt
 
@@ -24,8 +22,8 @@ _START_S = 30.0
 class PrivateLibvirtd:
     """libvirtd in `run`/`name`, with its own host UUID so that two of them can migrate VMs to each other.
 
-    A context manager: starts at the beginning, ends with every VM on it.  `name` should be one or two letters;
-    it becomes part of every socket's path.
+    A context manager: starts at the beginning, ends with every VM on it.  `name` should be one or two
+    letters; it becomes part of every socket's path.
     """
 
     def __init__(self, run: RunDirectory, name: str = "a") -> None:
@@ -34,8 +32,8 @@ class PrivateLibvirtd:
         self.folder = run.folder(name)
         self.socket = self.folder / "r/libvirt/libvirt-sock"
         self.log = self.folder / "libvirtd.log"
-        self._process: Optional[subprocess.Popen[bytes]] = None
-        self._connection: Optional[libvirt.virConnect] = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: libvirt.virConnect | None = None
         self._environment = {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(self.folder),
@@ -59,7 +57,7 @@ class PrivateLibvirtd:
         return f"qemu+unix:///session?socket={self.socket}"
 
     @property
-    def pid(self) -> Optional[int]:
+    def pid(self) -> int | None:
         """The daemon's, None while it does not run."""
         return self._process.pid if self._process and self._process.poll() is None else None
 
@@ -84,7 +82,9 @@ class PrivateLibvirtd:
                     self.connection()
                     return
             if self._process.poll() is not None or time.monotonic() > deadline:
-                state = "ended" if self._process.poll() is not None else f"did not answer within {_START_S:.0f} s"
+                state = (
+                    "ended" if self._process.poll() is not None else f"did not answer within {_START_S:.0f} s"
+                )
                 self.kill()
                 raise BedError(f"the private libvirtd {state}:\n{self._log_end()}")
             time.sleep(0.05)
@@ -148,7 +148,5 @@ class PrivateLibvirtd:
             raise
         return self
 
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from bed import initramfs
 
@@ -72,12 +72,16 @@ def prepare(cache_dir: Path = DEFAULT_CACHE) -> Artefacts:
     )
 
 
-def _read_index(path: Path) -> Optional[dict[str, str]]:
+def _read_index(path: Path) -> dict[str, str] | None:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"key", "kernel", "initramfs", "release", "rngd"} <= set(found) else None
+    return (
+        found
+        if isinstance(found, dict) and {"key", "kernel", "initramfs", "release", "rngd"} <= set(found)
+        else None
+    )
 
 
 def _key() -> str:
@@ -89,7 +93,11 @@ def _key() -> str:
     digest.update(Path(__file__).read_bytes())
     for program in (PYTHON, *initramfs.HOST_PROGRAMS):
         stat = program.stat() if program.exists() else None
-        digest.update(f"{program.resolve()} {stat.st_size, int(stat.st_mtime) if stat else None}".encode() if stat else b"-")
+        digest.update(
+            f"{program.resolve()} {stat.st_size, int(stat.st_mtime) if stat else None}".encode()
+            if stat
+            else b"-"
+        )
     return digest.hexdigest()[:16]
 
 
@@ -99,7 +107,9 @@ def _build(cache_dir: Path, key: str) -> dict[str, str]:
     trees = {name: _unpacked(debs, name) for name in (*kernel_packages, "busybox-static", *RNGD_VARIANTS)}
     vmlinuz = [path for name in kernel_packages for path in trees[name].glob("boot/vmlinuz-*")]
     if len(vmlinuz) != 1:
-        raise BedError(f"{' and '.join(kernel_packages)} hold {len(vmlinuz)} kernels, not one; remove {cache_dir}")
+        raise BedError(
+            f"{' and '.join(kernel_packages)} hold {len(vmlinuz)} kernels, not one; remove {cache_dir}"
+        )
     release = vmlinuz[0].name[len("vmlinuz-") :]
     say(f"building the guest's image for Linux {release}")
     module_trees = [
@@ -110,9 +120,17 @@ def _build(cache_dir: Path, key: str) -> dict[str, str]:
     ]
     image = cache_dir / f"initramfs-{release}-{key}.cpio"
     scratch = image.with_suffix(".new")
-    busybox = next(path for path in (trees["busybox-static"] / "bin/busybox", trees["busybox-static"] / "usr/bin/busybox") if path.exists())
+    busybox = next(
+        path
+        for path in (trees["busybox-static"] / "bin/busybox", trees["busybox-static"] / "usr/bin/busybox")
+        if path.exists()
+    )
     initramfs.build(
-        scratch, busybox=busybox, module_trees=module_trees, python=PYTHON, trees={name: trees[name] for name in RNGD_VARIANTS}
+        scratch,
+        busybox=busybox,
+        module_trees=module_trees,
+        python=PYTHON,
+        trees={name: trees[name] for name in RNGD_VARIANTS},
     )
     scratch.replace(image)
     kernel = cache_dir / f"vmlinuz-{release}"
@@ -122,7 +140,13 @@ def _build(cache_dir: Path, key: str) -> dict[str, str]:
     for old in cache_dir.glob("initramfs-*.cpio"):
         if old != image:
             old.unlink()
-    return {"key": key, "kernel": kernel.name, "initramfs": image.name, "release": release, "rngd": " ".join(RNGD_VARIANTS)}
+    return {
+        "key": key,
+        "kernel": kernel.name,
+        "initramfs": image.name,
+        "release": release,
+        "rngd": " ".join(RNGD_VARIANTS),
+    }
 
 
 def _kernel_packages() -> list[str]:
@@ -131,10 +155,14 @@ def _kernel_packages() -> list[str]:
         shown = subprocess.run(["apt-cache", "depends", "--important", meta], capture_output=True, text=True)
         for name in re.findall(r"Depends: (linux-image-[0-9]\S+)", shown.stdout):
             modules = name.replace("linux-image-", "linux-modules-", 1)
-            has_modules = subprocess.run(["apt-cache", "show", "--no-all-versions", modules], capture_output=True)
+            has_modules = subprocess.run(
+                ["apt-cache", "show", "--no-all-versions", modules], capture_output=True
+            )
             # linux-modules-extra is not needed: virtio_console is in the first one.
             return [name, modules] if has_modules.returncode == 0 and "generic" in name else [name]
-    raise BedError(f"apt knows none of {', '.join(_KERNEL_METAPACKAGES)}; run apt-get update (or: scripts/setup vm)")
+    raise BedError(
+        f"apt knows none of {', '.join(_KERNEL_METAPACKAGES)}; run apt-get update (or: scripts/setup vm)"
+    )
 
 
 def _unpacked(debs: Path, name: str) -> Path:
@@ -154,7 +182,8 @@ def _unpacked(debs: Path, name: str) -> Path:
         )
         packages = list(Path(scratch).glob("*.deb"))
         if fetched.returncode or len(packages) != 1:
-            raise BedError(f"apt-get download {name} failed: {fetched.stderr.strip() or 'no file'}; run apt-get update and try again")
+            reason = fetched.stderr.strip() or "no file"
+            raise BedError(f"apt-get download {name} failed: {reason}; run apt-get update and try again")
         subprocess.run(["dpkg-deb", "-x", str(packages[0]), f"{scratch}/tree"], check=True)
         Path(f"{scratch}/tree").rename(tree)
     return tree

@@ -17,8 +17,7 @@ import signal
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 _PREFIX = "netrng-bed-"
 _LOCK = "lock"
@@ -76,9 +75,7 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         return self
 
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

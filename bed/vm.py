@@ -13,8 +13,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Callable, Optional, TypeVar, Union
+from typing import Callable, TypeVar
 from xml.sax.saxutils import escape, quoteattr
 
 import libvirt
@@ -29,7 +28,9 @@ CHANNEL_XML = f"<channel type='unix'><target type='virtio' name='{CHANNEL}'/></c
 BOOT_S = 90.0
 _T = TypeVar("_T")
 # libvirt writes <source mode='bind' path='…'/> and then <target …>.
-_CHANNEL_SOURCE = re.compile(rf"<source mode='bind' path='([^']+)'/>\s*<target type='virtio' name='{re.escape(CHANNEL)}'")
+_CHANNEL_SOURCE = re.compile(
+    rf"<source mode='bind' path='([^']+)'/>\s*<target type='virtio' name='{re.escape(CHANNEL)}'"
+)
 
 
 class BedTimeout(BedError):
@@ -43,16 +44,16 @@ class Job:
         self._vm = vm
         self._script = script
         self._name = vm.jobs.submit(script)
-        self._result: Optional[Result] = None
+        self._result: Result | None = None
 
     def result(self, deadline_s: float = 30.0) -> Result:
         """Waits for its end.  BedTimeout after `deadline_s`; the job goes on then."""
         if self._result is None:
             answer = self._vm.jobs.answer(self._name, self._script, deadline_s)
             if answer is None:
+                what = self._script.strip()[:500]
                 raise BedTimeout(
-                    f"{self._vm.name}: no answer within {deadline_s:.0f} s from: {self._script.strip()[:500]}\n"
-                    f"{self._vm.tail()}"
+                    f"{self._vm.name}: no answer within {deadline_s:.0f} s from: {what}\n{self._vm.tail()}"
                 )
             self._result = Result(answer[0], answer[1].decode(errors="backslashreplace"))
         return self._result
@@ -78,9 +79,9 @@ class VM:
         channel: bool = True,
         controller: bool = True,
         memory_mib: int = 256,
-        main: Optional[str] = None,
-        files: Optional[Mapping[str, Union[bytes, Path]]] = None,
-        rngd: Optional[str] = "rng-tools5",
+        main: str | None = None,
+        files: Mapping[str, bytes | Path] | None = None,
+        rngd: str | None = "rng-tools5",
         metadata: str = "",
         devices: str = "",
         kernel_args: str = "",
@@ -95,7 +96,7 @@ class VM:
         main        a shell script that the guest runs once at boot; its output is /run/main.out, its exit
                     code, once it ended, /run/main.rc
         files       path in the guest → content, or the file here that has it; executable
-        rngd        the variant that is /usr/sbin/rngd in the guest ("rng-tools5", "rng-tools-debian"), or None
+        rngd        which variant is /usr/sbin/rngd in the guest ("rng-tools5", "rng-tools-debian"), or None
         metadata    XML inside <metadata>; `devices`: XML inside <devices>
         kernel_args appended to the kernel's command line
         genid       with a VM generation ID
@@ -200,7 +201,7 @@ class VM:
         """Saves memory and state to `path` (in a folder of the run's unprivileged user) and stops it."""
         self.domain.save(str(path))
 
-    def restore(self, path: Path, host: Optional[PrivateLibvirtd] = None) -> None:
+    def restore(self, path: Path, host: PrivateLibvirtd | None = None) -> None:
         """Goes on from a saved state, on `host` if given; as often as one likes from the same file."""
         target = host or self.host
         connection = target.connection()
@@ -272,7 +273,7 @@ class VM:
             self.check(f"echo {piece} | base64 -d >>{name}")
 
     def wait_for(self, predicate: Callable[[], _T], deadline_s: float, what: str) -> _T:
-        """Polls until `predicate()` is true and returns that; BedTimeout names `what` and shows the console."""
+        """Polls until `predicate()` is true and returns that; BedTimeout names `what`, shows the console."""
         deadline = time.monotonic() + deadline_s
         while True:
             value = predicate()
@@ -297,7 +298,7 @@ class VM:
             text = f"(no console: {error})"
         return "\n".join(f"  {self.name}| {line}" for line in text.splitlines()[-lines:])
 
-    def channel_socket(self) -> Optional[Path]:
+    def channel_socket(self) -> Path | None:
         """The socket of org.netrng.0 on the host, from the live XML; None without one."""
         found = _CHANNEL_SOURCE.search(self.domain.XMLDesc())
         return Path(found.group(1)) if found else None
@@ -308,7 +309,7 @@ class VM:
     def _line_on(self, host: PrivateLibvirtd) -> Path:
         return host.folder / f"{self.name}.jobs"
 
-    def _line(self) -> Optional[Path]:
+    def _line(self) -> Path | None:
         path = self._line_on(self.host)
         return path if path.exists() else None
 
@@ -352,7 +353,5 @@ class VM:
             self.close()
             raise
 
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
