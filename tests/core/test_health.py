@@ -22,6 +22,8 @@ from netrng_hostd.core.health import (
     Alarm,
     HealthTests,
     Verdict,
+    _popcount,
+    _popcount_by_table,
     apt_cutoff,
     rct_cutoff,
 )
@@ -312,6 +314,12 @@ def test_bit_apt_counts_the_first_bit_of_each_1024(first: int, place: int) -> No
     alarm = Alarm(APT_BITS, "one value 625 times in 1024 bits, alarm from 625", 1024 + len(before) + 128)
     assert verdict.alarm == alarm
     assert (len(verdict.released), verdict.discarded) == (0, len(before) + 128)
+
+
+@given(bits=st.integers(0, 2**1024 - 1))
+@settings(deadline=None, max_examples=30)
+def test_both_popcounts_count_ones(bits: int) -> None:
+    assert _popcount_by_table(bits) == _popcount(bits) == bin(bits).count("1")
 
 
 def test_the_earlier_of_two_alarms_counts() -> None:

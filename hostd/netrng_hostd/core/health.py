@@ -16,6 +16,7 @@ buffers here are overwritten as soon as they are spent.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 BYTE_WINDOW = 512  # noise bytes, SP 800-90B 4.4.2: W for sources that are not binary
@@ -30,6 +31,14 @@ APT_BITS = "adaptive-proportion-bits"
 _BIT_WINDOW_BYTES = BIT_WINDOW // 8
 _ONES = bytes(bin(value).count("1") for value in range(256))
 _ZERO = b"\0"
+
+
+def _popcount_by_table(bits: int) -> int:
+    return sum(bits.to_bytes(_BIT_WINDOW_BYTES, "big").translate(_ONES))
+
+
+# int.bit_count came with Python 3.10 and takes half the time; bin(bits).count("1") would take ten times it.
+_popcount: Callable[[int], int] = getattr(int, "bit_count", _popcount_by_table)
 
 
 def rct_cutoff(a: int, h: float) -> int:
@@ -191,7 +200,7 @@ class HealthTests:
         while counted - self._bits_base >= _BIT_WINDOW_BYTES:
             start, self._bits_base = self._bits_base, self._bits_base + _BIT_WINDOW_BYTES
             # 4.4.2 steps 1 to 3 on bits, most significant first: B counts the values equal to the first, A.
-            count = sum(self._buffer[start : self._bits_base].translate(_ONES))
+            count = _popcount(int.from_bytes(self._buffer[start : self._bits_base], "big"))
             if self._buffer[start] < 0x80:
                 count = BIT_WINDOW - count
             if count >= self.apt_bit_cutoff:  # step 4
