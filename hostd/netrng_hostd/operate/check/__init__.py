@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`netrng-hostd check`: what is wrong with the configuration and this host, and how to mend each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from netrng_hostd.config import AdmissionConfig, Config, ConfigError, LibvirtConfig, load
+from netrng_hostd.operate.check.device import check_refused, check_source
+from netrng_hostd.operate.check.domains import ListDomains, check_domains, list_domains
+from netrng_hostd.operate.check.finding import Finding, note, problem
+from netrng_hostd.operate.check.host import check_host, running_daemon
+
+__all__ = ["Finding", "findings", "run"]
+
+
+def findings(
+    path: str | None, *, config_only: bool = False, list_them: ListDomains = list_domains
+) -> Iterator[Finding]:
+    """Everything that was found, in the order of the journey; ``list_them`` asks libvirt."""
+    try:
+        config = load(path)
+    except ConfigError as error:
+        yield problem(str(error))
+        return
+    for source in config.sources:
+        yield from check_refused(source)
+    yield from _without_effect(config)
+    if config_only:
+        return
+    daemon_pid = running_daemon(config)
+    own_pids = frozenset(pid for pid in (daemon_pid, os.getpid()) if pid is not None)
+    for source in config.sources:
+        yield from check_source(source, own_pids)
+    yield from check_host(config, daemon_pid)
+    yield from check_domains(config, list_them)
+
+
+def run(path: str | None, *, config_only: bool = False, list_them: ListDomains = list_domains) -> int:
+    """Prints what was found, as it is found; returns 1 if anything is wrong, else 0."""
+    wrong = notes = 0
+    for finding in findings(path, config_only=config_only, list_them=list_them):
+        wrong += finding.wrong
+        notes += not finding.wrong
+        print(f"{'WRONG' if finding.wrong else 'note '}  {finding.text}", flush=True)
+    what = "the configuration" if config_only else "the configuration and this host"
+    if wrong:
+        print(f"{wrong} thing{'s' if wrong > 1 else ''} to mend")
+    else:
+        print(f"nothing wrong with {what}{f', {notes} to note' if notes else ''}")
+    return 1 if wrong else 0
+
+
+def _without_effect(config: Config) -> Iterator[Finding]:
+    """Keys that are read and checked, and that nothing obeys yet."""
+    given = {
+        "libvirt.trust_metadata": config.libvirt.trust_metadata != LibvirtConfig().trust_metadata,
+        "admission.headroom": config.admission.headroom != AdmissionConfig().headroom,
+        "admission.policy": config.admission.policy != AdmissionConfig().policy,
+    }
+    for key, changed in given.items():
+        if changed:
+            yield note(f"{config.file}: {key} has no effect yet in this version")

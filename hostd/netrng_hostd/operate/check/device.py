@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a source delivers, what it is, and who else reads it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from netrng_hostd.config import SourceConfig
+from netrng_hostd.operate.check.finding import Finding, TooLate, note, problem, within
+from netrng_hostd.operate.units import printable
+from netrng_hostd.sources.identity import is_hwrng, is_virtual, refuse_reason, rng_current
+
+READ_BYTES = 16
+READ_S = 3.0  # /dev/hwrng on the slowest RNG in use, a TPM, gives 16 bytes in well under a second
+
+
+class Holder(NamedTuple):
+    """A process that has a device open."""
+
+    pid: int
+    name: str
+
+
+def check_refused(source: SourceConfig) -> Iterator[Finding]:
+    """Whether the configuration takes for hardware what is none. Nothing is opened."""
+    reason = refuse_reason(source.path, source.kind)
+    if reason is not None:
+        yield problem(f"source {source.name}: {reason}; set path to a hardware RNG's device")
+
+
+def check_source(source: SourceConfig, own_pids: frozenset[int], read_s: float = READ_S) -> Iterator[Finding]:
+    """Reads a few bytes, which are thrown away, and looks at what the kernel says of the device."""
+    if refuse_reason(source.path, source.kind) is not None:
+        return  # said by check_refused
+    if source.kind == "prng":
+        yield note(f"source {source.name}: {source.path} is a pseudo-random stream, for trials only")
+    trouble = _try_read(source, read_s)
+    if trouble is not None:
+        yield problem(f"source {source.name}: {trouble}")
+    if not is_hwrng(source.path):
+        return
+    current = rng_current()
+    if is_virtual(current):
+        yield note(
+            f"source {source.name}: {source.path} is virtual ({current}): it is only as good as the word of "
+            "this machine's host; pass a hardware RNG through to this machine if that is not enough"
+        )
+    yield from _check_holders(source, own_pids)
+
+
+def _try_read(source: SourceConfig, read_s: float) -> str | None:
+    """What is wrong with reading, and what to do; None if bytes came."""
+    path = source.path
+    try:
+        count = within(read_s, lambda: _read(path, wait=source.kind == "device"))
+    except TooLate:
+        return (
+            f"{path} gave not one byte within {read_s:g} s; see whether its driver is stuck (dmesg) "
+            "or another program reads all of it"
+        )
+    except BlockingIOError:
+        return None  # a FIFO whose writer has nothing to say now
+    except OSError as error:
+        return _mend(path, error)
+    return None if count or source.kind == "prng" else f"{path} is at its end; set path to a device"
+
+
+def _read(path: str, *, wait: bool) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | (0 if wait else os.O_NONBLOCK))
+    try:
+        buffer = bytearray(READ_BYTES)
+        count = os.readv(fd, [buffer])
+        buffer[:] = bytes(READ_BYTES)
+        return count
+    finally:
+        os.close(fd)
+
+
+def _mend(path: str, error: OSError) -> str:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return f"there is no {path}; plug the RNG in, load its driver, or set path in [[source]]"
+    if error.errno in (errno.ENODEV, errno.ENXIO):
+        return (
+            f"{path} exists and there is no RNG behind it; plug one in or load its driver: "
+            "cat /sys/class/misc/hw_random/rng_available"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{path}: permission denied; run as root, or let this user read it"
+    return f"{path} cannot be read: {error.strerror or error}; see dmesg"
+
+
+def holders(path: str) -> tuple[list[Holder], bool]:
+    """Who has the character device at ``path`` open, and whether some processes could not be looked at.
+
+    psutil's open_files() leaves out devices, so the links under /proc are read: readlink() never waits,
+    while stat() of another program's file may wait for a dead server. So only what looks like a device is
+    looked at, and what counts is its number, not its name.
+    """
+    try:
+        wanted = Path(path).stat().st_rdev
+    except OSError:
+        return [], False
+    found: list[Holder] = []
+    hidden = False
+    for process in psutil.process_iter(["name"]):
+        directory = f"/proc/{process.pid}/fd"
+        try:
+            if any(_is_device(f"{directory}/{fd}", wanted) for fd in os.listdir(directory)):  # noqa: PTH208
+                found.append(Holder(process.pid, printable(process.info["name"] or "?")))
+        except PermissionError:
+            hidden = True
+        except OSError:
+            continue  # it ended meanwhile
+    return found, hidden
+
+
+def _is_device(link: str, wanted: int) -> bool:
+    try:
+        if not os.readlink(link).startswith("/dev/"):  # noqa: PTH115
+            return False
+        return os.stat(link).st_rdev == wanted  # noqa: PTH116
+    except FileNotFoundError:
+        return False
+
+
+def _check_holders(source: SourceConfig, own_pids: frozenset[int]) -> Iterator[Finding]:
+    found, hidden = holders(source.path)
+    for holder in found:
+        if holder.pid not in own_pids:
+            yield note(
+                f"{holder.name} (pid {holder.pid}) holds {source.path} open as well and takes a part of it; "
+                "stop it if the VMs are to have all of it"
+            )
+    if hidden and os.geteuid() != 0:
+        yield note(f"run as root to see whether another program holds {source.path} open")

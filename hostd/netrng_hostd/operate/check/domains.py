@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether libvirt answers, and which domains can be served. No channel is connected to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from netrng_hostd.config import Config
+from netrng_hostd.hypervisor import HypervisorError, LiveDomain, NoDomainError
+from netrng_hostd.hypervisor.connection import Connection
+from netrng_hostd.hypervisor.domain_xml import DomainXmlError, parse_live
+from netrng_hostd.operate.check.finding import Finding, TooLate, note, problem, within
+from netrng_hostd.operate.units import printable
+
+LIBVIRT_S = 10.0
+DEFAULT_URI = "qemu:///system"  # of `netrng-hostd attach`
+
+ListDomains = Callable[[str], Sequence[LiveDomain]]
+
+
+def list_domains(uri: str) -> list[LiveDomain]:
+    """The running domains, over a read-only connection. Raises HypervisorError."""
+    connection = Connection(
+        uri, read_only=True, on_event=lambda *_: None, on_close=lambda _: None, later=lambda _: None
+    )
+    found: list[LiveDomain] = []
+    try:
+        connection.open()
+        for uuid, _ in connection.active():
+            try:
+                domain = parse_live(connection.live_xml(uuid), uri)
+            except (NoDomainError, DomainXmlError):
+                continue
+            if domain is not None:
+                found.append(domain)
+    finally:
+        connection.close()
+    return found
+
+
+def check_domains(
+    config: Config, list_them: ListDomains = list_domains, libvirt_s: float = LIBVIRT_S
+) -> Iterator[Finding]:
+    """Each URI and its domains, then the sockets of the configuration."""
+    if not config.libvirt.uris and not config.channels:
+        yield problem("nothing to serve: libvirt.uris is empty and there is no [[channel]]; set one of them")
+    for uri in config.libvirt.uris:
+        try:
+            domains = within(libvirt_s, lambda uri=uri: list_them(uri))  # type: ignore[misc]
+        except TooLate:
+            yield problem(f"{uri}: no answer from libvirt in {libvirt_s:g} s; look at its log, or restart it")
+        except HypervisorError as error:
+            yield problem(str(error))
+        else:
+            yield from _check_uri(uri, domains, config.libvirt.transport)
+    for channel in config.channels:
+        yield from _check_static(channel.name, channel.path)
+
+
+def _check_uri(uri: str, domains: Sequence[LiveDomain], transport: str) -> Iterator[Finding]:
+    if not domains:
+        yield note(f"{uri}: no domain is running")
+    for domain in domains:
+        name, channel = printable(domain.name), domain.channel
+        if channel is None:
+            connect = "" if uri == DEFAULT_URI else f" --connect {uri}"
+            yield note(f"{name} has no channel; give it one: netrng-hostd attach {name}{connect}")
+        elif transport == "stream":
+            continue
+        elif channel.mode == "connect":
+            yield problem(
+                f"{name}: its channel has <source mode='connect'>, so nobody listens; "
+                "take <source> out of the channel's XML: netrng-hostd xml shows it"
+            )
+        elif channel.path is None:
+            yield problem(f"{name}: libvirt shows no socket for its channel; restart the domain")
+        else:
+            yield from _check_socket(name, channel.path)
+
+
+def _check_static(name: str, path: str) -> Iterator[Finding]:
+    try:
+        there = Path(path).exists()
+    except PermissionError:
+        there = True
+    if there:
+        yield from _check_socket(name, path)
+    else:
+        yield note(f"{name}: no socket at {path}; the VM is off, or its QEMU has no such chardev")
+
+
+def _check_socket(name: str, path: str) -> Iterator[Finding]:
+    """Whether this user could connect."""
+    try:
+        if not Path(path).exists():
+            yield problem(f"{name}: no socket at {path}, where libvirt says it is; restart the domain")
+            return
+        if not Path(path).is_socket():
+            yield problem(f"{name}: {path} is not a socket; set the path of the QEMU chardev's")
+            return
+        denied = not os.access(path, os.W_OK, effective_ids=True)
+    except PermissionError:
+        denied = True
+    if denied:
+        yield problem(
+            f"{name}: permission denied: {path}; run as root with CAP_DAC_OVERRIDE, or as the VM's user"
+        )
