@@ -37,7 +37,14 @@ class Bucket:
         self.settle(now_ns)
         return self.level >= size_bytes * NS_PER_S
 
-    def spend(self, size_bytes: int) -> None:
+    def holds(self, now_ns: int) -> int:
+        """Whole bytes that could be spent now."""
+        self.settle(now_ns)
+        return self.level // NS_PER_S
+
+    def spend(self, size_bytes: int, now_ns: int) -> None:
+        """Takes them out, into debt if need be."""
+        self.settle(now_ns)  # first: a full bucket has let everything since overflow
         self.level -= size_bytes * NS_PER_S
 
     def when(self, size_bytes: int) -> int:

@@ -5,15 +5,18 @@ After Stoica and Abdel-Wahab (EEVDF, 1995) and Bennett and Zhang (WF²Q+, 1996).
 what it was served divided by its weight. Virtual time is the mean of the tags of all who compete,
 weighted by their weights: what each would have been served per unit of weight if bytes could be shared
 out one by one. A rival is eligible while its tag is not ahead of virtual time, and among the eligible
-the one whose next sample would be finished first, tag + sample / weight, is served. Nobody is ever more
+the one whose request would be finished first, tag + request / weight, is served (so a modest request
+is not kept waiting for a greedy one's whole sample, and gains nothing but that). Nobody is ever more
 than one sample ahead of or behind its exact share.
 
 Served bytes are kept as whole numbers (`served` = tag · weight), and so is their sum, so the mean is
 exact and nothing drifts. Only the keys that order the heaps are rounded, to 2⁻³² of a byte per weight.
 At least one rival is always eligible, because the least tag is never above the mean.
 
-- Who comes (or returns) starts at its own tag or at virtual time, whichever is later: absence earns
-  nothing, and leaving does not wipe out a lead.
+- Who begins to ask starts at its own tag or at virtual time, whichever is later: absence earns nothing,
+  and leaving does not wipe out a lead.
+- Who was kept out while it went on asking (by its limit) is owed at most one sample when it returns:
+  more would be back pay, and less would cost a domain its share whenever a small bucket is briefly empty.
 - Who is served outside the queue (by its reservation) has its tag pushed, so that what it gets in all is
   the larger of the two and not their sum, but at most to `LEAD` samples ahead: past service is no
   punishment later. While it is ahead it does not compete, or it would drag the mean away from the others.
@@ -24,6 +27,8 @@ At least one rival is always eligible, because the least tag is never above the 
 
 from __future__ import annotations
 
+from typing import Any, Generic, TypeVar
+
 from .lazyheap import LazyHeap
 
 LEAD = 2
@@ -31,24 +36,28 @@ _SCALE = 32
 
 
 class Rival:
-    """One who competes. `served` is in bytes, counted from the queue's own beginning."""
+    """One who competes, in the heap `place`. `served` counts bytes from the queue's own beginning."""
 
-    __slots__ = ("place", "served", "weight")
+    __slots__ = ("place", "request", "served", "weight")
 
     def __init__(self, weight: int) -> None:
         self.weight = weight
         self.served = 0
-        self.place: LazyHeap[Rival] | None = None
+        self.request = 0
+        self.place: LazyHeap[Any] | None = None
 
 
-class FairQueue:
+AnyRival = TypeVar("AnyRival", bound=Rival)
+
+
+class FairQueue(Generic[AnyRival]):
     """`sample_size` in bytes may be changed at any time."""
 
     def __init__(self, sample_size: int) -> None:
         self.sample_size = sample_size
-        self._eligible: LazyHeap[Rival] = LazyHeap()  # by virtual finish
-        self._pending: LazyHeap[Rival] = LazyHeap()  # by tag: competes, ahead of virtual time
-        self._ahead: LazyHeap[Rival] = LazyHeap()  # by tag: asks, but does not compete until its time
+        self._eligible: LazyHeap[AnyRival] = LazyHeap()  # by virtual finish
+        self._pending: LazyHeap[AnyRival] = LazyHeap()  # by tag: competes, ahead of virtual time
+        self._ahead: LazyHeap[AnyRival] = LazyHeap()  # by tag: asks, but does not compete until its time
         self._served = 0  # Σ served and Σ weight of those who compete
         self._weight = 0
         self._idle_time = 0  # virtual time while nobody competes
@@ -66,13 +75,23 @@ class FairQueue:
             return (self._served << _SCALE) // self._weight
         return self._idle_time
 
-    def enter(self, rival: Rival) -> None:
-        """The rival asks and may be served. No effect if it is in the queue."""
-        if rival.place is None:
-            rival.served = max(rival.served, _bytes_at(self.virtual_time, rival.weight))
-            self._compete(rival, self._pending, _tag(rival))
+    def arrive(self, rival: AnyRival) -> None:
+        """One who is not in the queue begins to ask: owed nothing for the time before."""
+        rival.served = max(rival.served, _bytes_at(self.virtual_time, rival.weight))
 
-    def leave(self, rival: Rival) -> None:
+    def enter(self, rival: AnyRival, request: int) -> None:
+        """The rival asks for so many bytes and may be served. If it is in the queue, the request changes."""
+        if rival.place is None:
+            rival.request = request
+            least = _bytes_at(self.virtual_time, rival.weight) - self.sample_size
+            rival.served = max(rival.served, least)
+            self._compete(rival, self._pending, _tag(rival))
+        elif rival.request != request:
+            rival.request = request
+            if rival.place is self._eligible:
+                self._eligible.put(rival, self._finish(rival))
+
+    def leave(self, rival: AnyRival) -> None:
         """The rival does not ask any more, or may not be served. No effect if it is not in the queue."""
         if rival.place is None:
             return
@@ -81,7 +100,7 @@ class FairQueue:
         if not self._weight and not self._ahead:
             self._idle_time = self._horizon
 
-    def first(self) -> Rival | None:
+    def first(self) -> AnyRival | None:
         """Whose turn it is."""
         if not self._weight:
             if self._ahead.top() is None:
@@ -90,9 +109,10 @@ class FairQueue:
             self._compete(rival, self._eligible, self._finish(rival))
         self._promote()
         top = self._eligible.top()
-        return None if top is None else top[2]
+        assert top is not None  # the least tag is never above the mean
+        return top[2]
 
-    def serve(self, rival: Rival, size_bytes: int) -> None:
+    def serve(self, rival: AnyRival, size_bytes: int) -> None:
         """Charges a proportional sample to a rival in the queue."""
         rival.served += size_bytes
         self._served += size_bytes
@@ -101,7 +121,7 @@ class FairQueue:
             rival.place = self._pending
         self._pending.put(rival, _tag(rival))
 
-    def push(self, rival: Rival, size_bytes: int) -> None:
+    def push(self, rival: AnyRival, size_bytes: int) -> None:
         """Charges what a rival in the queue was served outside it."""
         most = _bytes_at(self.virtual_time, rival.weight) + LEAD * self.sample_size
         self._remove(rival)
@@ -109,7 +129,7 @@ class FairQueue:
         rival.place = self._ahead
         self._ahead.put(rival, _tag(rival))
 
-    def reweigh(self, rival: Rival, weight: int) -> None:
+    def reweigh(self, rival: AnyRival, weight: int) -> None:
         """A new weight; the tag stays, rounded up to a whole byte."""
         place = rival.place
         if place is not None:
@@ -122,7 +142,7 @@ class FairQueue:
         elif place is not None:
             self._compete(rival, self._pending, _tag(rival))
 
-    def is_fresh(self, rival: Rival) -> bool:
+    def is_fresh(self, rival: AnyRival) -> bool:
         """Whether one who is not in the queue would begin like one who was never seen."""
         return _tag(rival) <= self.virtual_time
 
@@ -143,13 +163,13 @@ class FairQueue:
                     rival.place = self._eligible
                     self._eligible.put(rival, self._finish(rival))
 
-    def _compete(self, rival: Rival, place: LazyHeap[Rival], key: int) -> None:
+    def _compete(self, rival: AnyRival, place: LazyHeap[AnyRival], key: int) -> None:
         self._served += rival.served
         self._weight += rival.weight
         rival.place = place
         place.put(rival, key)
 
-    def _remove(self, rival: Rival) -> None:
+    def _remove(self, rival: AnyRival) -> None:
         assert rival.place is not None
         if rival.place is not self._ahead:
             if self._weight == rival.weight:
@@ -159,8 +179,9 @@ class FairQueue:
         rival.place.discard(rival)
         rival.place = None
 
-    def _finish(self, rival: Rival) -> int:
-        return ((rival.served + self.sample_size) << _SCALE) // rival.weight
+    @staticmethod
+    def _finish(rival: AnyRival) -> int:
+        return ((rival.served + rival.request) << _SCALE) // rival.weight
 
 
 def _tag(rival: Rival) -> int:

@@ -10,7 +10,7 @@ et al., OSDI 2010). `pick` decides in this order:
    together fit the source (Liu and Layland, JACM 1973), which first-come order would not give.
    What a domain gets by weight does not count, so a surplus never starves the guarantee afterwards.
    A domain that begins to ask is owed nothing; what the source could not pay is remembered up to
-   `LAG_S` seconds' worth and one sample. Grains are a quarter of a sample, because a grain may come
+   one second's worth and one sample. Grains are a quarter of a sample, because a grain may come
    anywhere between due and deadline: two grains and the time of one sample are then within one sample
    (up to a reservation of half the source).
    Bound: while it keeps asking and the source can pay, bytes ≥ reservation · w − one sample.
@@ -35,18 +35,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .bucket import NS_PER_S, Bucket
-from .fairqueue import FairQueue, Rival
+from .bucket import NS_PER_S
+from .domain import MIN_SAMPLE, SEED_SIZE, Domain
+from .fairqueue import FairQueue
 from .lazyheap import LazyHeap
 from .quota import Quota
 
-SEED_SIZE = 64
-SEED_REFILL = 1  # bytes per second: a whole seed about once a minute
-MIN_SAMPLE = 32
 MAX_SAMPLE = 65536
-LAG_S = 1
-MAX_FORGOTTEN = 8192
-_RETRY_NS = NS_PER_S
+MAX_DEPARTED = 8192
+_LOOK_AGAIN_NS = NS_PER_S
 
 
 class Pick(NamedTuple):
@@ -58,39 +55,21 @@ class Pick(NamedTuple):
     from_seed_reserve: bool
 
 
-class _Domain(Rival):
-    """`limit` is None without one. `owed` is the reservation's bucket, `seeds` the seed bucket."""
-
-    __slots__ = ("body", "limit", "owed", "quota", "seed", "seeds", "uuid")
-
-    def __init__(self, uuid: str, quota: Quota, now_ns: int) -> None:
-        super().__init__(quota.weight)
-        self.uuid = uuid
-        self.quota = quota
-        self.seed = 0
-        self.body = 0
-        self.limit: Bucket | None = None
-        self.owed = Bucket(0, 0, now_ns)
-        self.seeds = Bucket(SEED_REFILL, SEED_SIZE, now_ns)
-
-
 class Scheduler:
-    """`sample_size` (bytes, 32..65536) is a maximum and may be changed at any time.
+    """`sample_size` (bytes, 32..65536) is a maximum and may be changed at any time, at a cost of O(n).
 
     `want` and `forget` raise KeyError for a domain that has no quota.
     """
 
     def __init__(self, sample_size: int = 512) -> None:
-        self._queue = FairQueue(sample_size)
-        self._domains: dict[str, _Domain] = {}
-        self._departed: dict[str, _Domain] = {}
-        self._blocked: LazyHeap[_Domain] = LazyHeap()  # by the instant at which a limit or seed bucket pays
-        self._waiting: LazyHeap[_Domain] = LazyHeap()  # by the instant at which a reservation is due
-        self._due: LazyHeap[_Domain] = LazyHeap()  # by deadline
-        self._seeds: LazyHeap[_Domain] = LazyHeap()  # by arrival
-        self._fresh: LazyHeap[_Domain] = (
-            LazyHeap()
-        )  # departed, by the instant at which nothing is left of them
+        self._domains: dict[str, Domain] = {}
+        self._departed: dict[str, Domain] = {}
+        self._queue: FairQueue[Domain] = FairQueue(sample_size)
+        self._blocked: LazyHeap[Domain] = LazyHeap()  # by the instant at which limit or seed bucket will pay
+        self._waiting: LazyHeap[Domain] = LazyHeap()  # by the instant at which the reservation will be due
+        self._due: LazyHeap[Domain] = LazyHeap()  # by deadline
+        self._seeds: LazyHeap[Domain] = LazyHeap()  # by arrival
+        self._fading: LazyHeap[Domain] = LazyHeap()  # departed, by the instant at which they may be fresh
         self._arrivals = 0
         self.sample_size = sample_size
 
@@ -104,11 +83,13 @@ class Scheduler:
             raise ValueError(f"sample_size {size_bytes}; allowed: {MIN_SAMPLE} to {MAX_SAMPLE}")
         self._queue.sample_size = size_bytes
         self._grain = max(MIN_SAMPLE, size_bytes // 4)
+        for domain in self._domains.values():
+            domain.remember(size_bytes, domain.owed.at_ns)
 
     @property
     def operations(self) -> int:
         """Levels of heaps walked so far: the cost, counted."""
-        heaps = (self._blocked, self._waiting, self._due, self._seeds, self._fresh)
+        heaps = (self._blocked, self._waiting, self._due, self._seeds, self._fading)
         return self._queue.operations + sum(heap.operations for heap in heaps)
 
     @property
@@ -119,22 +100,13 @@ class Scheduler:
     def set_quota(self, uuid: str, quota: Quota, now_ns: int) -> None:
         """A new domain, one that is back, or a new quota for one that is here: in force at once.
 
-        What was saved in its buckets or was owed to or by it stays, as far as the new burst holds it.
+        What was saved in its buckets or was owed by it stays, as far as the new burst holds it.
         """
-        domain = self._domains.get(uuid) or self._departed.pop(uuid, None)
-        if domain is None:
-            domain = _Domain(uuid, quota, now_ns)
+        domain = self._domains.get(uuid) or self._departed.pop(uuid, None) or Domain(uuid, quota, now_ns)
         self._domains[uuid] = domain
-        self._fresh.discard(domain)
-        if quota.limit is None:
-            domain.limit = None
-        elif domain.limit is None:
-            domain.limit = Bucket(quota.limit, quota.burst, now_ns)
-        else:
-            domain.limit.reshape(quota.limit, quota.burst, now_ns)
-        domain.owed.reshape(quota.reservation, quota.reservation * LAG_S + self.sample_size, now_ns)
+        self._fading.discard(domain)
+        domain.apply(quota, self.sample_size, now_ns)
         self._queue.reweigh(domain, quota.weight)
-        domain.quota = quota
         self._place(domain, now_ns)
 
     def want(self, uuid: str, seed: int, body: int, now_ns: int) -> None:
@@ -142,27 +114,28 @@ class Scheduler:
 
         Absolute, in bytes; 0, 0 is not asking. `pick` subtracts what it gives.
         """
+        if not 0 <= seed <= SEED_SIZE or body < 0:
+            raise ValueError(f"seed {seed}, body {body}; allowed: seed 0 to {SEED_SIZE}, body 0 or more")
         domain = self._domains[uuid]
         unchanged = seed == domain.seed and (
-            seed or body == domain.body or min(body, domain.body) >= self._queue.sample_size
+            body == domain.body or min(body, domain.body) >= self._queue.sample_size
         )
-        began = not domain.seed and not domain.body
+        began = not domain.wanted
         domain.seed, domain.body = seed, body
         if unchanged:
             return
         if began:
-            domain.owed.settle(now_ns)
-            domain.owed.level = min(domain.owed.level, 0)
+            domain.begin(now_ns)
+            self._queue.arrive(domain)
         self._place(domain, now_ns)
 
     def forget(self, uuid: str, now_ns: int) -> None:
         """The domain is gone. Its state is kept until it is that of a fresh one."""
         self.want(uuid, 0, 0, now_ns)
-        domain = self._domains.pop(uuid)
-        self._departed[uuid] = domain
-        self._fresh.put(domain, self._fresh_ns(domain))
-        if len(self._departed) > MAX_FORGOTTEN and self._fresh.top():
-            del self._departed[self._fresh.pop().uuid]  # the one with the least left to remember
+        domain = self._departed[uuid] = self._domains.pop(uuid)
+        self._fading.put(domain, domain.fresh_ns())
+        if len(self._departed) > MAX_DEPARTED and self._fading.top():
+            del self._departed[self._fading.pop().uuid]  # whose state would be fresh soonest
 
     def pick(self, now_ns: int, available: int, seed_available: int) -> Pick | None:
         """Decides who gets the next sample and charges it, or None.
@@ -173,155 +146,114 @@ class Scheduler:
         due = self._due.top()
         if due is not None:
             domain = due[2]
-            size = self._size(domain, self._grain, available)
+            if domain in self._seeds and seed_available >= domain.seed:
+                return self._pick_seed(domain, 0, seed_available, now_ns)
+            size = self._size(domain, self._grain, available, now_ns)
             if size:
-                domain.owed.settle(now_ns)
-                domain.owed.spend(size)
+                domain.owed.spend(size, now_ns)
                 self._queue.push(domain, size)
                 return self._charge(domain, size, "reservation", now_ns)
-            return None
+            available = 0  # it is saved up for this one; the seed reserve is of no use to it
         first = self._seeds.top()
         if first is not None:
             return self._pick_seed(first[2], available, seed_available, now_ns)
         rival = self._queue.first()
-        if rival is None:
-            return None
-        assert isinstance(rival, _Domain)
-        size = self._size(rival, self._queue.sample_size, available)
-        if not size:
-            return None
-        self._queue.serve(rival, size)
-        return self._charge(rival, size, "weight", now_ns)
+        if rival is not None:
+            size = self._size(rival, self._queue.sample_size, available, now_ns)
+            if size:
+                self._queue.serve(rival, size)
+                return self._charge(rival, size, "weight", now_ns)
+        return None
 
     def next_ns(self, now_ns: int) -> int | None:
-        """When time alone will unblock a domain; None if none is blocked by time."""
+        """When time alone will let somebody be served who cannot be now; None if nobody waits for time."""
         top = self._blocked.top()
         return None if top is None else max(top[0], now_ns)
 
-    def _pick_seed(self, domain: _Domain, available: int, seed_available: int, now_ns: int) -> Pick | None:
-        """The reserve pays if it can pay in full, else the general part, else whichever holds more.
+    def _pick_seed(self, domain: Domain, available: int, seed_available: int, now_ns: int) -> Pick | None:
+        """The reserve pays if it can in full, else the general part, else whichever holds more.
 
         Less than the whole only if no more is there; the domain then stays at the head of the line.
         """
-        reserve = seed_available >= domain.seed or seed_available > available
+        reserve = seed_available >= min(domain.seed, available + 1)
         have = seed_available if reserve else available
         if have < min(MIN_SAMPLE, domain.seed):
             return None
         size = min(domain.seed, have)
-        domain.seeds.spend(size)
+        domain.seeds.spend(size, now_ns)
         return self._charge(domain, size, "seed", now_ns, from_seed_reserve=reserve)
 
-    def _size(self, domain: _Domain, most: int, available: int) -> int:
+    def _size(self, domain: Domain, most: int, available: int, now_ns: int) -> int:
         """What the one whose turn it is gets now; 0 if it should wait for more bytes."""
         wanted = domain.seed or domain.body
         if available < MIN_SAMPLE and available < wanted:
             return 0
         if domain.limit is not None:
-            most = min(most, domain.limit.level // NS_PER_S)
+            most = min(most, domain.limit.holds(now_ns))
         return min(most, wanted, available)
 
     def _charge(
-        self, domain: _Domain, size: int, reason: str, now_ns: int, from_seed_reserve: bool = False
+        self, domain: Domain, size: int, reason: str, now_ns: int, from_seed_reserve: bool = False
     ) -> Pick:
-        limit = domain.limit
-        if limit is not None:
-            limit.spend(size)
+        if domain.limit is not None:
+            domain.limit.spend(size, now_ns)
         if domain.seed:
             domain.seed -= size
             self._place(domain, now_ns)
         else:
             domain.body -= size
-            if not domain.body or limit is not None or domain.quota.reservation:
+            plain = domain.limit is None and not domain.quota.reservation
+            if not plain or domain.body < self._queue.sample_size:
                 self._place(domain, now_ns)
         return Pick(domain.uuid, size, reason, from_seed_reserve)
 
-    def _place(self, domain: _Domain, now_ns: int) -> None:
+    def _place(self, domain: Domain, now_ns: int) -> None:
         """Puts a domain where its wants and its buckets say it belongs."""
-        wanted = domain.seed or domain.body
-        wakes: list[int] = []
-        if wanted and self._may_be_served(domain, wanted, now_ns, wakes):
-            self._queue.enter(domain)
+        sample_size, wanted = self._queue.sample_size, domain.wanted
+        unblocked_ns = domain.unblocked_ns(sample_size, self._grain, now_ns) if wanted else 0
+        seeded_ns = domain.seeded_ns(sample_size, now_ns) if domain.seed else 0
+        if wanted and not unblocked_ns:
+            self._queue.enter(domain, min(wanted, sample_size))
         else:
             self._queue.leave(domain)
         self._place_reservation(domain, now_ns)
-        if domain.seed and self._may_be_seeded(domain, now_ns, wakes):
-            if domain not in self._seeds:
-                self._arrivals += 1
-                self._seeds.put(domain, self._arrivals)
-        else:
+        if not domain.seed or seeded_ns:
             self._seeds.discard(domain)
-        if wakes:
-            self._blocked.put(domain, min(wakes))
+        elif domain not in self._seeds:
+            self._arrivals += 1
+            self._seeds.put(domain, self._arrivals)
+        if unblocked_ns or seeded_ns:
+            self._blocked.put(domain, min(unblocked_ns or seeded_ns, seeded_ns or unblocked_ns))
         else:
             self._blocked.discard(domain)
 
-    def _may_be_served(self, domain: _Domain, wanted: int, now_ns: int, wakes: list[int]) -> bool:
-        limit, quota = domain.limit, domain.quota
-        if limit is None:
-            return True
-        grain = self._grain if quota.reservation else self._queue.sample_size
-        need = min(wanted, max(MIN_SAMPLE, min(grain, quota.burst // 2)))
-        if limit.covers(need, now_ns):
-            return True
-        wakes.append(limit.when(need))
-        return False
-
-    def _may_be_seeded(self, domain: _Domain, now_ns: int, wakes: list[int]) -> bool:
-        seeds, limit = domain.seeds, domain.limit
-        if domain.seed > SEED_SIZE:
-            return False
-        overdraft = domain.seed - self._queue.sample_size
-        paid = seeds.covers(domain.seed, now_ns)
-        if limit is None:
-            if not paid:
-                wakes.append(seeds.when(domain.seed))
-            return paid
-        if limit.covers(overdraft, now_ns) and paid:
-            return True
-        wakes.append(max(seeds.when(domain.seed), limit.when(overdraft)))
-        return False
-
-    def _place_reservation(self, domain: _Domain, now_ns: int) -> None:
-        rate, owed = domain.quota.reservation, domain.owed
-        if not rate or domain.place is None:
+    def _place_reservation(self, domain: Domain, now_ns: int) -> None:
+        if not domain.quota.reservation or domain.place is None:
             self._waiting.discard(domain)
             self._due.discard(domain)
-        elif owed.covers(0, now_ns):
+        elif domain.owed.covers(0, now_ns):
             self._waiting.discard(domain)
-            self._due.put(domain, now_ns + (self._grain * NS_PER_S - owed.level) // rate)
+            self._due.put(domain, domain.deadline_ns(self._grain, now_ns))
         else:
             self._due.discard(domain)
-            self._waiting.put(domain, owed.when(0))
+            self._waiting.put(domain, domain.owed.when(0))
 
     def _advance(self, now_ns: int) -> None:
         """What time alone has changed."""
-        while True:
-            top = self._blocked.top()
-            if top is None or top[0] > now_ns:
-                break
-            self._place(self._blocked.pop(), now_ns)
-        while True:
-            top = self._waiting.top()
-            if top is None or top[0] > now_ns:
-                break
-            self._place_reservation(self._waiting.pop(), now_ns)
+        for heap, place in ((self._blocked, self._place), (self._waiting, self._place_reservation)):
+            top = heap.top()
+            while top is not None and top[0] <= now_ns:
+                place(heap.pop(), now_ns)
+                top = heap.top()
         if self._departed:
             self._sweep(now_ns)
 
     def _sweep(self, now_ns: int) -> None:
-        """Looks at one departed domain: churn adds one per call of `forget`, so none pile up."""
-        top = self._fresh.top()
+        """Looks at one departed domain; MAX_DEPARTED bounds them however fast they come and go."""
+        top = self._fading.top()
         if top is not None and top[0] <= now_ns:
-            domain = self._fresh.pop()
+            domain = self._fading.pop()
             if self._queue.is_fresh(domain):
                 del self._departed[domain.uuid]
             else:
-                self._fresh.put(domain, now_ns + _RETRY_NS)
-
-    def _fresh_ns(self, domain: _Domain) -> int:
-        limit, owed = domain.limit, domain.owed
-        return max(
-            domain.seeds.when(SEED_SIZE),
-            owed.when(0) if owed.rate else 0,
-            limit.when(domain.quota.burst) if limit is not None else 0,
-        )
+                self._fading.put(domain, now_ns + _LOOK_AGAIN_NS)
