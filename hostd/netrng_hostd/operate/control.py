@@ -45,7 +45,8 @@ class ControlServer:
         self._snapshot = snapshot
         self._timeout_s = timeout_s
         self._server: asyncio.AbstractServer | None = None
-        self._clients: set[asyncio.Task[None]] = set()
+        self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._closing = False
 
     async def __aenter__(self) -> ControlServer:
         sock = _listen(self._path)
@@ -55,21 +56,23 @@ class ControlServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closing = True
         if self._server is not None:
             self._server.close()
-            for client in self._clients:
+            for client, writer in self._clients.items():
                 client.cancel()
+                writer.transport.abort()  # a task that has not begun yet cleans nothing up
             await asyncio.gather(*self._clients, return_exceptions=True)
             await self._server.wait_closed()
         _unlink(self._path)
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._clients) >= MAX_CLIENTS:
+        if self._closing or len(self._clients) >= MAX_CLIENTS:
             writer.transport.abort()
             return
         client = asyncio.get_running_loop().create_task(self._serve(reader, writer), name="control")
-        self._clients.add(client)
-        client.add_done_callback(self._clients.discard)
+        self._clients[client] = writer
+        client.add_done_callback(self._clients.pop)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -92,9 +95,9 @@ class ControlServer:
     def _reply(self, line: bytes) -> str:
         try:
             request = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             request = None
-        if isinstance(request, dict) and request == {"command": "status"}:
+        if request == {"command": "status"}:
             return to_json(self._snapshot())
         return json.dumps({"error": 'not understood; allowed: {"command": "status"}'})
 

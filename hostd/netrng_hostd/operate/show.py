@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -64,19 +65,30 @@ def _watch(control: str, console: Console, status: DaemonStatus) -> None:
     """Until Ctrl-C or SIGTERM, which both leave the last picture and a cursor that can be seen."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with Live(_picture(status, console), console=console, auto_refresh=False) as live:
-            while True:
-                time.sleep(INTERVAL_S)
-                trouble = ""
-                try:
-                    status = from_json(ask(control))
-                except (NoDaemon, ValueError) as error:
-                    trouble = str(error)
-                live.update(_picture(status, console, trouble), refresh=True)
+        if console.is_terminal:
+            with Live(_picture(status, console), console=console, auto_refresh=False) as live:
+                for picture in _pictures(control, console, status):
+                    live.update(picture, refresh=True)
+        else:
+            for picture in _pictures(control, console, status):
+                console.print(picture)
+                console.file.flush()
     except KeyboardInterrupt:
         return
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _pictures(control: str, console: Console, status: DaemonStatus) -> Iterator[RenderableType]:
+    """One each second, of the last status when the daemon is silent; without end."""
+    trouble = ""
+    while True:
+        yield _picture(status, console, trouble)
+        time.sleep(INTERVAL_S)
+        try:
+            status, trouble = from_json(ask(control)), ""
+        except (NoDaemon, ValueError) as error:
+            trouble = str(error)
 
 
 def _picture(status: DaemonStatus, console: Console, trouble: str = "") -> RenderableType:

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control socket: one question, one answer, and nothing that a client does costs more than a little."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import json
+import os
+import select
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from netrng_hostd.operate import control
+from netrng_hostd.operate.control import MAX_CLIENTS, ControlServer, NoDaemon, ask
+from netrng_hostd.operate.status import DaemonStatus, SourceStatus, from_json, to_json
+
+STATUS = DaemonStatus("1.2.3", pid=42)
+# Larger than what two socket buffers hold: it stays with the server until the client reads.
+LARGE = DaemonStatus(
+    "1.2.3", sources=tuple(SourceStatus("x" * 1000, "device", "healthy") for _ in range(3000))
+)
+
+
+def nobody() -> None:
+    """Asks nothing."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "netrng" / "hostd.sock")
+
+
+def serve(
+    path: str, client: Callable[[], object], status: DaemonStatus = STATUS, timeout_s: float = 30.0
+) -> None:
+    """Runs ``client`` in a thread while a server answers."""
+
+    async def both() -> None:
+        async with ControlServer(path, lambda: status, timeout_s=timeout_s):
+            await asyncio.wait_for(asyncio.to_thread(client), 20)
+
+    asyncio.run(both(), debug=True)
+
+
+def connect(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(10)
+    sock.connect(path)
+    return sock
+
+
+def read_all(sock: socket.socket) -> bytes:
+    data = bytearray()
+    with contextlib.suppress(ConnectionResetError):  # it left some of what we said unread
+        while piece := sock.recv(65536):
+            data += piece
+    return bytes(data)
+
+
+def say(path: str, line: bytes) -> bytes:
+    with connect(path) as sock:
+        sock.sendall(line)
+        return read_all(sock)
+
+
+def until_hung_up(sock: socket.socket) -> None:
+    poll = select.poll()
+    poll.register(sock, 0)
+    assert poll.poll(10_000), "the server keeps the connection"
+
+
+def test_status(path: str) -> None:
+    def client() -> None:
+        assert from_json(ask(path)) == STATUS
+
+    serve(path, client)
+
+
+def test_a_large_status(path: str) -> None:
+    def client() -> None:
+        assert from_json(ask(path)) == LARGE
+
+    serve(path, client, LARGE)
+
+
+def test_root_and_its_group_alone_may_ask(path: str) -> None:
+    def client() -> None:
+        assert stat.S_IMODE(Path(path).stat().st_mode) == 0o660
+
+    serve(path, client)
+
+
+def test_the_socket_is_never_open_to_others(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = []
+    monkeypatch.setattr(
+        control, "_give_to_group", lambda p: modes.append(stat.S_IMODE(Path(p).stat().st_mode))
+    )
+    before = os.umask(0)
+    try:
+        serve(path, nobody)
+        assert os.umask(0) == 0
+    finally:
+        os.umask(before)
+    assert modes == [0o660]
+
+
+def test_given_to_the_group(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[str, int, int]] = []
+    group = grp.struct_group(("netrng", "x", 4711, []))
+    monkeypatch.setattr(grp, "getgrnam", lambda name: {"netrng": group}[name])
+    monkeypatch.setattr(os, "chown", lambda *args: given.append(args))
+    serve(path, nobody)
+    assert given == [(path, -1, 4711)]
+
+
+def test_an_unprivileged_daemon_keeps_its_own_group(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(grp, "getgrnam", lambda _: grp.struct_group(("netrng", "x", 4711, [])))
+    monkeypatch.setattr(os, "chown", refuse)
+    serve(path, nobody)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\n",
+        b"status\n",
+        b"\xff\n",
+        b"[]\n",
+        b'{"command": "stop"}\n',
+        b'{"command": "status", "as": "root"}\n',
+        b'{"command": ["status"]}\n',
+        b'{"command": "status"' + b" " * 2000 + b"}\n",
+        b"[" * 1000 + b"\n",
+        b"x" * 5000,
+    ],
+)
+def test_refuses_all_else(path: str, line: bytes) -> None:
+    def client() -> None:
+        answer = say(path, line)
+        assert answer.count(b"\n") == 1
+        assert json.loads(answer) == {"error": 'not understood; allowed: {"command": "status"}'}
+        assert from_json(say(path, b'{"command": "status"}\n')) == STATUS
+
+    serve(path, client)
+
+
+def test_one_answer_per_connection(path: str) -> None:
+    def client() -> None:
+        answer = say(path, b'{"command": "status"}\n' * 2)
+        assert answer.count(b"\n") == 1
+
+    serve(path, client)
+
+
+def test_one_that_asks_nothing_is_dropped(path: str) -> None:
+    def client() -> None:
+        assert say(path, b'{"command":') == b""
+
+    serve(path, client, timeout_s=0.05)
+
+
+def test_one_that_does_not_listen_holds_up_nobody_and_is_dropped(path: str) -> None:
+    def client() -> None:
+        with connect(path) as sock:
+            sock.sendall(b'{"command": "status"}\n')
+            assert from_json(ask(path)) == LARGE
+            until_hung_up(sock)
+            assert 0 < len(read_all(sock)) < len(to_json(LARGE))
+
+    serve(path, client, LARGE, timeout_s=0.5)
+
+
+def test_a_crowd_is_bounded(path: str) -> None:
+    def client() -> None:
+        with contextlib.ExitStack() as stack:
+            crowd = [stack.enter_context(connect(path)) for _ in range(MAX_CLIENTS)]
+            with connect(path) as one_more:
+                assert read_all(one_more) == b""
+            for sock in crowd:
+                sock.sendall(b'{"command": "status"}\n')
+                assert from_json(read_all(sock)) == STATUS
+        assert from_json(ask(path)) == STATUS
+
+    serve(path, client)
+
+
+def test_what_a_killed_daemon_left_behind_is_replaced(path: str) -> None:
+    Path(path).parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+
+    def client() -> None:
+        assert from_json(ask(path)) == STATUS
+
+    serve(path, client)
+    assert not Path(path).exists()
+
+
+def test_a_file_in_its_place_is_kept(path: str) -> None:
+    Path(path).parent.mkdir()
+    Path(path).write_text("precious")
+    with pytest.raises(OSError, match="in use"):
+        serve(path, nobody)
+    assert Path(path).read_text() == "precious"
+
+
+def test_closing_does_not_wait_for_clients(path: str) -> None:
+    left: list[socket.socket] = []
+    serve(path, lambda: left.append(connect(path)))
+    with left[0] as sock:
+        assert read_all(sock) == b""
+
+
+# The client's side
+
+
+def test_no_socket(path: str) -> None:
+    with pytest.raises(NoDaemon, match=r"^no daemon answers: no socket at /.*systemctl start netrng-hostd$"):
+        ask(path)
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+    with pytest.raises(NoDaemon, match=r"^no daemon answers: nobody listens on /"):
+        ask(path)
+
+
+def test_permission_denied(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    with pytest.raises(NoDaemon, match=r"permission denied: .*; run as root, or join the group netrng$"):
+        ask(path)
+
+
+def test_a_path_that_is_too_long() -> None:
+    with pytest.raises(NoDaemon, match=r"no daemon answers: /x.*too long"):
+        ask("/" + "x" * 200)
+
+
+def test_a_silent_daemon(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+        sock.listen()
+        with pytest.raises(NoDaemon, match="took the question and stays silent"):
+            ask(path, timeout_s=0.05)
+
+
+def test_a_daemon_that_dies_in_mid_answer(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+
+    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b'{"version": ')
+        writer.close()
+
+    async def both() -> None:
+        async with await asyncio.start_unix_server(die, path):
+            with pytest.raises(NoDaemon, match="closed the connection in mid-answer"):
+                await asyncio.to_thread(ask, path)
+
+    asyncio.run(both(), debug=True)
