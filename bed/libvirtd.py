@@ -13,10 +13,12 @@ from pathlib import Path
 
 import libvirt
 
-from bed.packages import BedError
-from bed.rundir import RunDirectory, end_processes
+from bed import reaper as reaper_program
+from bed.packages import PYTHON, BedError
+from bed.rundir import RunDirectory
 
 _START_S = 30.0
+_REAPER = Path(reaper_program.__file__).read_text()  # as text: an unprivileged user may not read a checkout
 
 
 class PrivateLibvirtd:
@@ -32,7 +34,8 @@ class PrivateLibvirtd:
         self.folder = run.folder(name)
         self.socket = self.folder / "r/libvirt/libvirt-sock"
         self.log = self.folder / "libvirtd.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._pid: int | None = None
+        self._reapers: list[subprocess.Popen[bytes]] = []  # one per start, while VMs of that start live
         self._connection: libvirt.virConnect | None = None
         self._environment = {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
@@ -59,35 +62,38 @@ class PrivateLibvirtd:
     @property
     def pid(self) -> int | None:
         """The daemon's, None while it does not run."""
-        return self._process.pid if self._process and self._process.poll() is None else None
+        return self._pid if self._pid is not None and Path(f"/proc/{self._pid}").exists() else None
 
     def start(self) -> None:
         """Starts the daemon and waits until it answers; BedError with its log's end when it does not."""
         if self.pid is not None:
             return
-        self._process = subprocess.Popen(
+        reaper = subprocess.Popen(
             # --timeout 0: it would end itself after two idle minutes.
-            [*self.run.user.prefix(), "libvirtd", "--timeout", "0"],
+            [*self.run.user.prefix(), PYTHON, "-I", "-S", "-c", _REAPER, "libvirtd", "--timeout", "0"],
             env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd="/",
             start_new_session=True,  # Ctrl-C is for us; we end it in order
         )
+        self._reapers.append(reaper)
+        assert reaper.stdout is not None
+        self._pid = int(reaper.stdout.readline() or 0) or None
+        reaper.stdout.close()
         deadline = time.monotonic() + _START_S
         while True:
             if self.socket.exists():
                 with contextlib.suppress(libvirt.libvirtError):
                     self.connection()
                     return
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                state = (
-                    "ended" if self._process.poll() is not None else f"did not answer within {_START_S:.0f} s"
-                )
+            ended = self.pid is None
+            if ended or time.monotonic() > deadline:
                 self.kill()
+                state = "ended" if ended else f"did not answer within {_START_S:.0f} s"
                 raise BedError(f"the private libvirtd {state}:\n{self._log_end()}")
-            time.sleep(0.05)
+            time.sleep(0.02)
 
     def connection(self) -> libvirt.virConnect:
         """A read-write connection, kept; opened anew after a restart.  Raises libvirtError."""
@@ -99,14 +105,13 @@ class PrivateLibvirtd:
         self._connection = libvirt.open(self.uri)
         return self._connection
 
-    def kill(self, signal_number: int = signal.SIGKILL) -> None:
+    def kill(self) -> None:
         """Ends the daemon as a crash does; the VMs live on."""
         self._disconnect()
-        if self._process is not None:
+        while (pid := self.pid) is not None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal_number)
-            self._process.wait()
-            self._process = None
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
         # A killed daemon leaves its socket; a client must find it absent, not refusing.
         self.socket.unlink(missing_ok=True)
 
@@ -117,8 +122,13 @@ class PrivateLibvirtd:
 
     def stop(self) -> None:
         """Ends the daemon and every VM on it; again is harmless."""
-        self.kill(signal.SIGTERM)
-        end_processes(self.folder, self.run.user.uid)
+        self.kill()
+        reapers, self._reapers = self._reapers, []
+        for reaper in reapers:
+            assert reaper.stdin is not None
+            reaper.stdin.close()
+        for reaper in reapers:
+            reaper.wait()
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bed itself: what the other tests in this folder take for granted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import libvirt
+import pytest
+from bed import rundir
+from bed.libvirtd import PrivateLibvirtd
+from bed.packages import Artefacts, BedError
+from bed.rundir import RunDirectory
+from bed.vm import CHANNEL_XML, VM, BedTimeout
+
+BootVM = Callable[..., VM]
+
+# RNDADDENTROPY of 8 bytes with no credit: proves the right to do it and changes no count.
+ADD_ENTROPY = """
+import fcntl, struct
+with open("/dev/random", "wb") as pool:
+    fcntl.ioctl(pool, 0x40085203, struct.pack("ii8s", 0, 8, b"8 bytes."))
+"""
+
+
+def test_two_guests_side_by_side_each_with_the_channel(boot_vm: BootVM) -> None:
+    one = boot_vm("one", wait=False, rngd="rng-tools5", files={"/add.py": ADD_ENTROPY.encode()})
+    two = boot_vm(
+        "two", wait=False, rngd="rng-tools-debian", main="echo main; exit 3", kernel_args="bed.test=1"
+    )
+    one.wait_up()
+    two.wait_up()
+    for guest in (one, two):
+        assert guest.check("cat /sys/class/virtio-ports/*/name; hostname").split() == [
+            "org.netrng.0",
+            guest.name,
+        ]
+        socket = guest.channel_socket()
+        assert socket is not None
+        assert socket.is_socket()
+        assert len(str(socket)) < 108
+        for variant, line in (("rng-tools5", "rngd 5"), ("rng-tools-debian", "rngd 2.")):
+            assert guest.check(f"/opt/{variant}/usr/sbin/rngd --version").startswith(line)
+    assert one.check("rngd --version").startswith("rngd 5")
+    assert two.check("rngd --version").startswith("rngd 2.")
+    one.wait_for(lambda: "done" in one.check("python3 -I -S /add.py && echo done"), 10, "entropy to be added")
+    trace = one.check("strace -f -e trace=ioctl python3 -I -S /add.py")
+    assert trace.count("RNDADDENTROPY") == 1
+    assert two.wait_for(lambda: two.run("cat /run/main.rc").out, 10, "the main program") == "3\n"
+    assert two.fetch("/run/main.out") == b"main\n"
+    assert "bed.test=1" in two.check("cat /proc/cmdline")
+
+
+def test_commands_answer_with_code_and_output_in_any_order(boot_vm: BootVM) -> None:
+    guest = boot_vm("jobs")
+    slow = guest.spawn("echo first; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo ö; echo err >&2; exit 7")
+    endless = guest.spawn("echo up; sleep 1000 & wait")
+    assert guest.run("exit 5") == (5, "")
+    guest.wait_for(lambda: slow.output() == "first\n", 10, "the first line")
+    assert guest.run("touch /tmp/go").rc == 0
+    assert slow.result() == (7, "first\nö\nerr\n")
+    with pytest.raises(BedTimeout, match="bed: up after"):
+        endless.result(0.1)
+    endless.kill("KILL")
+    assert endless.result().rc == 128 + 9
+    content = bytes(range(256)) * 100
+    guest.put("/tmp/content", content)
+    assert guest.fetch("/tmp/content") == content
+    with pytest.raises(BedError, match="exit code 1"):
+        guest.check("false")
+    assert guest.run("true " + "x" * 20000, 60) == (0, "")
+
+
+def test_save_restore_pause_and_reset(boot_vm: BootVM, libvirtd: PrivateLibvirtd) -> None:
+    guest = boot_vm("saved", genid=True)
+    guest.check("echo kept >/tmp/kept")
+    boot = guest.boot_id()
+    image = libvirtd.folder / "saved.image"
+    guest.save(image)
+    for _ in range(2):
+        guest.restore(image)
+        assert guest.check("cat /tmp/kept") == "kept\n"
+        assert guest.boot_id() == boot
+        guest.destroy()
+    guest.restore(image)
+    image.unlink()
+    guest.suspend()
+    waiting = guest.spawn("echo resumed")
+    with pytest.raises(BedTimeout):
+        waiting.result(0.7)
+    guest.resume()
+    assert waiting.result().out == "resumed\n"
+    guest.reset()
+    assert guest.boot_id() != boot
+    assert guest.run("cat /tmp/kept").rc != 0
+
+
+@pytest.mark.shared_state
+def test_guests_survive_their_libvirtd(boot_vm: BootVM, libvirtd: PrivateLibvirtd) -> None:
+    guest = boot_vm("survivor")
+    job = guest.spawn("sleep 0.5; echo done")
+    libvirtd.kill()
+    assert libvirtd.pid is None
+    assert job.result().out == "done\n"
+    with pytest.raises(libvirt.libvirtError):
+        libvirt.openReadOnly(libvirtd.uri)
+    libvirtd.start()
+    assert guest.domain.isActive()
+    libvirtd.restart()
+    assert guest.domain.name() == "survivor"
+
+
+def test_live_migration_between_two_libvirtds(
+    boot_vm: BootVM, libvirtd: PrivateLibvirtd, other_libvirtd: PrivateLibvirtd
+) -> None:
+    guest = boot_vm("mover", metadata="<test:quota xmlns:test='urn:test:1' weight='3'/>")
+    before = guest.channel_socket()
+    boot = guest.boot_id()
+    job = guest.spawn("while [ ! -e /tmp/moved ]; do sleep 0.1; done; echo over there")
+    guest.migrate(other_libvirtd)
+    assert guest.host is other_libvirtd
+    guest.check("touch /tmp/moved")
+    assert job.result().out == "over there\n"
+    assert guest.boot_id() == boot
+    after = guest.channel_socket()
+    assert after is not None
+    assert after != before
+    assert after.is_socket()
+    assert "urn:test:1" in guest.domain.XMLDesc()
+    assert [domain.name() for domain in libvirtd.connection().listAllDomains()] == []
+
+
+@pytest.mark.parametrize(("controller", "attached"), [(True, True), (False, False)])
+def test_a_guest_without_channel_takes_one_live_only_with_a_controller(
+    boot_vm: BootVM, controller: bool, attached: bool
+) -> None:
+    guest = boot_vm("bare", channel=False, controller=controller)
+    assert guest.channel_socket() is None
+    assert guest.run("cat /sys/class/virtio-ports/*/name").rc != 0
+    if attached:
+        guest.domain.attachDeviceFlags(CHANNEL_XML, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        guest.wait_for(
+            lambda: guest.run("cat /sys/class/virtio-ports/*/name").out == "org.netrng.0\n", 10, "the port"
+        )
+        assert guest.channel_socket() is not None
+    else:
+        with pytest.raises(libvirt.libvirtError, match="virtio-serial"):
+            guest.domain.attachDeviceFlags(CHANNEL_XML, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+KILLED_RUN = """
+import os, signal, sys
+from bed.libvirtd import PrivateLibvirtd
+from bed.packages import prepare
+from bed.rundir import RunDirectory
+from bed.vm import VM
+run = RunDirectory()
+host = PrivateLibvirtd(run, "z")
+host.start()
+VM(host, prepare(), "orphan").start(wait=False)
+print(run.path, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_run_is_cleared_by_the_next(bed: Artefacts, run_directory: RunDirectory) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_RUN],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    folder = Path(killed.stdout.strip())
+    user = rundir.unprivileged()
+    assert folder.name.startswith("netrng-bed-"), killed.stderr
+    assert len(rundir.processes(folder, user.uid)) >= 2
+    rundir.sweep()
+    assert rundir.processes(folder, user.uid) == []
+    assert not folder.exists()
+    assert run_directory.path.exists()
