@@ -135,18 +135,17 @@ class Dispatcher:
             self._pump_due.cancel()
             self._pump_due = None
         for _ in range(BATCH):
-            if not self._send_one():
+            now_ns = time.monotonic_ns()
+            if not self._send_one(now_ns):
+                self._wake_when_due(now_ns)
                 break
         else:
             self._pump_soon()
-            self._allow()
-            return
         self._allow()
-        self._wake_when_due()
 
-    def _send_one(self) -> bool:
+    def _send_one(self, now_ns: int) -> bool:
         reservoir = self.reservoir
-        pick = self.scheduler.pick(time.monotonic_ns(), reservoir.available, reservoir.seed_available)
+        pick = self.scheduler.pick(now_ns, reservoir.available, reservoir.seed_available)
         if pick is None:
             return False
         channel = self._serving(pick.uuid)
@@ -162,13 +161,13 @@ class Dispatcher:
             self._tell_want(pick.uuid)
         return True
 
-    def _wake_when_due(self) -> None:
+    def _wake_when_due(self, now_ns: int) -> None:
+        """``now_ns`` is when nothing was to be sent: with a later one, what fell due since would be missed."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        now_ns = time.monotonic_ns()
         due_ns = self.scheduler.next_ns(now_ns)
-        # What is due already waits for bytes, and the next delivery comes here by itself.
+        # What was due already waits for bytes, and the next delivery comes here by itself.
         if due_ns is not None and due_ns > now_ns:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later((due_ns - now_ns) / 1e9, self._pump)

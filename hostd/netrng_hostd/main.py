@@ -12,6 +12,7 @@ import sys
 
 from netrng_hostd import __version__
 from netrng_hostd.config import Config, ConfigError, load
+from netrng_hostd.sources.identity import refuse_reason
 
 EXAMPLES = """\
 examples:
@@ -92,7 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _run_command(options: argparse.Namespace) -> int:
     command = options.command
     if command == "run":
-        return _run_daemon(load(options.config), options.config)
+        config = load(options.config)
+        _refuse_sources(config)
+        return _run_daemon(config, options.config)
     if command == "check":
         from netrng_hostd.operate import check
 
@@ -111,6 +114,14 @@ def _run_command(options: argparse.Namespace) -> int:
     for line in result.lines:
         print(line, file=sys.stderr if result.exit_code else sys.stdout)
     return int(result.exit_code)
+
+
+def _refuse_sources(config: Config) -> None:
+    """A PRNG or a file that the configuration calls a device is a mistake in it, not trouble with a device."""
+    for source in config.sources:
+        reason = refuse_reason(source.path, source.kind)
+        if reason is not None:
+            raise ConfigError(f"{config.file or 'built-in configuration'}: source {source.name!r}: {reason}")
 
 
 def _run_daemon(config: Config, config_path: str | None) -> int:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from netrng_hostd.channels.budget import (
     INBOUND_DEPTH,
     INBOUND_RATE,

@@ -30,9 +30,9 @@ def make_ends() -> Ends:
     link = Link(
         near,
         asyncio.get_running_loop(),
-        received=lambda data: ends.received.extend(data),
+        received=ends.received.extend,
         drained=drained,
-        closed=lambda reason: ends.closed.append(reason),
+        closed=ends.closed.append,
     )
     ends = Ends(far, link)
     return ends

@@ -7,7 +7,8 @@ that a domain can boot while others drain the rest.
 
 from __future__ import annotations
 
-SEED_SHARE = 10  # one vetted byte in ten goes to the seed reserve until it is full: DESIGN, "reservoir"
+SEED = 64  # bytes: a seed goes to the reserve whole, so that what a source gave is cut at few places
+SEED_SHARE = 10  # one seed in ten seeds' worth of vetted bytes goes there until it is full
 
 
 class Reservoir:
@@ -21,7 +22,8 @@ class Reservoir:
             raise ValueError(f"seed reserve of {seed_reserve} bytes does not fit a reservoir of {size}")
         self._general = _Ring(size - seed_reserve)
         self._seed = _Ring(seed_reserve)
-        self._remainder = 0  # tenths of a byte owed to the seed reserve
+        self._remainder = 0  # bytes accepted since a seed was last due to the reserve
+        self._due = 0  # bytes due to the reserve, as far as it had room
 
     @property
     def room(self) -> int:
@@ -46,12 +48,14 @@ class Reservoir:
     def put(self, data: bytearray) -> int:
         """Copies in as much as there is room for, from the front; returns how much. The caller wipes `data`.
 
-        One byte in ten, counted over all puts, goes to the seed reserve until that is full, and with it what
-        the general part has no room for.
+        One seed in ten seeds' worth of bytes, counted over all puts, goes to the seed reserve until that is
+        full, and with it what the general part has no room for.
         """
         accepted = min(len(data), self.room)
-        share, self._remainder = divmod(self._remainder + accepted, SEED_SHARE)
-        seeds = min(max(share, accepted - self._general.room), self._seed.room)
+        newly_due, self._remainder = divmod(self._remainder + accepted, SEED * SEED_SHARE)
+        self._due = min(self._due + newly_due * SEED, self._seed.room)
+        seeds = min(max(self._due, accepted - self._general.room), self._seed.room, accepted)
+        self._due -= min(seeds, self._due)
         with memoryview(data) as view:
             self._general.put(view[: accepted - seeds])
             self._seed.put(view[accepted - seeds : accepted])

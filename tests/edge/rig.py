@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real `netrng-hostd` process, and protocol ends at its static sockets in the place of VMs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from netrng_guest import wire
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "error"}
+
+
+def wait_for(condition: Callable[[], Any], what: str, deadline_s: float = 10.0) -> Any:
+    """The first true value of ``condition``; AssertionError after the deadline."""
+    end = time.monotonic() + deadline_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < end, f"not seen within {deadline_s} s: {what}"
+        time.sleep(0.005)
+
+
+class Guest(threading.Thread):
+    """Listens where QEMU would, and speaks the guest's half: grants ``ask`` bytes beyond what it took."""
+
+    def __init__(self, path: Path, ask: int = 4096, answer: bool = True) -> None:
+        super().__init__(name=f"guest {path.name}", daemon=True)
+        self.ask = ask
+        self.answer = answer
+        self.taken = bytearray()  # all data, of all sessions, in the order of arrival
+        self.sessions: list[bytes] = []
+        self.frames: list[wire.Frame] = []
+        self.offsets: list[tuple[bytes, int, int]] = []
+        self.raw = 0  # bytes received in all
+        self.connections = 0
+        self._listener = socket.socket(socket.AF_UNIX)
+        path.unlink(missing_ok=True)
+        self._listener.bind(str(path))
+        self._listener.listen(1)
+        self._wake, self._woken = socket.socketpair()
+        self.conn: socket.socket | None = None
+        self._session = b""
+        self._end = 0
+        self._decoder = wire.Decoder(from_host=True, max_payload=wire.MAX_DATA + 8)
+        self._nonce = 0
+        self.start()
+
+    def run(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._woken, selectors.EVENT_READ)
+            selector.register(self._listener, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select():
+                    if key.fileobj is self._woken:
+                        return
+                    if key.fileobj is self._listener:
+                        conn, _ = self._listener.accept()
+                        self.connections += 1
+                        self._decoder = wire.Decoder(from_host=True, max_payload=wire.MAX_DATA + 8)
+                        self.conn = conn
+                        selector.register(conn, selectors.EVENT_READ)
+                        continue
+                    current = self.conn
+                    assert current is not None
+                    try:
+                        data = current.recv(65536)
+                    except ConnectionError:
+                        data = b""
+                    if data:
+                        self._received(data)
+                    else:
+                        selector.unregister(current)
+                        current.close()
+                        self.conn = None
+
+    def _received(self, data: bytes) -> None:
+        self.raw += len(data)
+        for frame in self._decoder.feed(data):
+            if isinstance(frame, wire.Sample):
+                if frame.session == self._session and self.answer:
+                    self.taken += frame.data
+                    self.offsets.append((frame.session, frame.offset, len(frame.data)))
+                    self._end = frame.offset + len(frame.data)
+                    self.grant()
+                continue
+            self.frames.append(frame)
+            if isinstance(frame, wire.Probe) and self.answer:
+                self._nonce += 1
+                self._session, self._end = frame.session, 0
+                self.send(wire.encode(wire.Open(frame.session, self._nonce.to_bytes(8, "big"), 1, 1)))
+            elif isinstance(frame, wire.Accept):
+                self.sessions.append(frame.session)
+                self.grant()
+
+    def grant(self) -> None:
+        self.send(wire.encode(wire.Grant(self._session, self._end + self.ask, self._end, 0)))
+
+    def send(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            if self.conn is not None:
+                self.conn.sendall(data)
+
+    @property
+    def session(self) -> bytes:
+        return self._session
+
+    def hang_up(self) -> None:
+        """As when the VM is destroyed."""
+        if self.conn is not None:
+            self.conn.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._wake.send(b"x")
+        self.join()
+        for sock in (self._listener, self._wake, self._woken, self.conn):
+            if sock is not None:
+                sock.close()
+
+
+class Hostd:
+    """The daemon as a process of its own, with its log and its status."""
+
+    def __init__(self, folder: Path, config: str) -> None:
+        self.folder = folder
+        self.config = folder / "hostd.toml"
+        self.control = folder / "hostd.sock"
+        self.log_path = folder / "hostd.log"
+        self.write(config)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def write(self, config: str) -> None:
+        self.config.write_text(f'control = "{self.control}"\n{config}')
+
+    def start(self, ready: bool = True) -> Hostd:
+        before = self.log.count("daemon: ready")
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-X", "dev", "-m", "netrng_hostd", "run", "--config", str(self.config)],
+                stderr=log,
+                env=ENVIRONMENT,
+            )
+        if ready:
+            wait_for(lambda: self.log.count("daemon: ready") > before, f"ready, in {self.log!r}")
+        return self
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text() if self.log_path.exists() else ""
+
+    def status(self) -> dict[str, Any]:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(10)
+            sock.connect(str(self.control))
+            sock.sendall(b'{"command": "status"}\n')
+            answer = b""
+            while piece := sock.recv(65536):
+                answer += piece
+        status: dict[str, Any] = json.loads(answer)
+        return status
+
+    def domain(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = next(d for d in self.status()["domains"] if d["name"] == name)
+        return found
+
+    def send_signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(10)
+
+    def __enter__(self) -> Hostd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`netrng-hostd ARGUMENTS`, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "netrng_hostd", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**ENVIRONMENT, **environment},
+    )
+
+
+@contextlib.contextmanager
+def fed_fifo(path: Path, data: bytes, rate: int | None = None) -> Iterator[None]:
+    """A FIFO that a thread fills with ``data``, at ``rate`` bytes per second."""
+    os.mkfifo(path)
+    stop = threading.Event()
+    fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # its own reader, so that no writer ever sees EPIPE
+
+    def write() -> None:
+        view, piece = memoryview(data), 4096 if rate is None else max(1, rate // 50)
+        while view and not stop.is_set():
+            try:
+                view = view[os.write(fd, view[:piece]) :]
+            except BlockingIOError:
+                stop.wait(0.005)
+                continue
+            if rate is not None:
+                stop.wait(0.02)
+
+    writer = threading.Thread(target=write, name="fifo", daemon=True)
+    writer.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        writer.join()
+        os.close(fd)

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A channel's life at a real socket, with a protocol end in the place of the VM."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.edge.rig import Guest
+
+from netrng_hostd.channels import channel as channel_module
+from netrng_hostd.channels.channel import HANDSHAKE_NS, Channel
+from netrng_hostd.channels.connect import ChannelUnavailable, connect_unix
+from netrng_hostd.channels.session import HostSession
+
+
+class Books:
+    """A recipient that only counts."""
+
+    def __init__(self) -> None:
+        self.acknowledged = self.missing = self.changes = 0
+
+    def wants_changed(self, channel: Channel) -> None:
+        self.changes += 1
+
+    def acked(self, channel: Channel, n_bytes: int) -> None:
+        self.acknowledged += n_bytes
+
+    def lost(self, channel: Channel, n_bytes: int) -> None:
+        self.missing += n_bytes
+
+
+def make_channel(path: Path, books: Books) -> Channel:
+    async def connect() -> socket.socket:
+        return connect_unix(str(path))
+
+    return Channel("vm", str(path), connect, HostSession(lambda: os.urandom(8)), books)
+
+
+async def until(condition: Callable[[], object], deadline_s: float = 10.0) -> None:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + deadline_s
+    while not condition():
+        assert loop.time() < end, "condition not met before the deadline"
+        await asyncio.sleep(0.002)
+
+
+async def stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def test_samples_arrive_are_acknowledged_and_overwritten(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        books = Books()
+        guest = Guest(tmp_path / "vm.sock", ask=1_000)
+        channel = make_channel(tmp_path / "vm.sock", books)
+        task = asyncio.create_task(channel.run())
+        try:
+            await until(lambda: channel.wanted == (64, 936))
+            seed, body = bytearray(b"s" * 64), bytearray(b"b" * 500)
+            channel.send_sample(seed)
+            channel.send_sample(body)
+            await until(lambda: books.acknowledged == 564)
+            assert guest.taken == b"s" * 64 + b"b" * 500
+            assert seed + body == bytes(564)
+            assert channel.state == "open"
+            assert books.missing == 0
+        finally:
+            await stop(task)
+            guest.close()
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_what_is_in_flight_when_the_vm_goes_is_lost_and_the_channel_comes_back(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        books = Books()
+        guest = Guest(tmp_path / "vm.sock")
+        channel = make_channel(tmp_path / "vm.sock", books)
+        task = asyncio.create_task(channel.run())
+        try:
+            await until(lambda: channel.wanted[0] == 64)
+            guest.answer = False
+            channel.send_sample(bytearray(64))
+            guest.hang_up()
+            await until(lambda: books.missing == 64)
+            assert channel.wanted == (0, 0)
+            guest.answer = True
+            await until(lambda: channel.state == "open" and channel.wanted[0] == 64)
+            assert len(set(guest.sessions)) == 2
+        finally:
+            await stop(task)
+            guest.close()
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_resumed_domain_gets_a_new_session(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        books = Books()
+        guest = Guest(tmp_path / "vm.sock")
+        channel = make_channel(tmp_path / "vm.sock", books)
+        task = asyncio.create_task(channel.run())
+        try:
+            channel.renew()  # not connected yet: nothing to renew
+            await until(lambda: channel.wanted[0] == 64)
+            guest.answer = False
+            channel.send_sample(bytearray(64))
+            guest.answer = True
+            channel.renew()
+            await until(lambda: len(guest.sessions) == 2 and channel.state == "open")
+            assert books.missing + books.acknowledged == 64
+        finally:
+            await stop(task)
+            guest.close()
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_held_socket_is_explained_when_the_handshake_is_overdue(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "vm.sock"))
+            listener.listen(1)
+            with socket.socket(socket.AF_UNIX) as holder:
+                holder.connect(str(tmp_path / "vm.sock"))
+                channel = make_channel(tmp_path / "vm.sock", Books())
+                task = asyncio.create_task(channel.run())
+                try:
+                    await until(lambda: channel.state == "waiting")
+                    assert not channel.detail
+                    channel.tick(time.monotonic_ns() + HANDSHAKE_NS + 1)
+                    assert f"ss -xp | grep {tmp_path}/vm.sock" in channel.detail
+                finally:
+                    await stop(task)
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_socket_that_appears_is_found_without_waiting_for_the_backoff(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "FIRST_RETRY_S", 3_600.0)
+
+    async def scenario() -> None:
+        channel = make_channel(tmp_path / "vm.sock", Books())
+        task = asyncio.create_task(channel.run())
+        await until(lambda: channel.state == "unreachable")
+        assert "no socket at" in channel.detail
+        guest = Guest(tmp_path / "vm.sock")
+        try:
+            channel.retry_now()
+            await until(lambda: channel.state == "open")
+        finally:
+            await stop(task)
+            guest.close()
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_flood_pauses_the_reading_of_that_channel(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        guest = Guest(tmp_path / "vm.sock")
+        channel = make_channel(tmp_path / "vm.sock", Books())
+        task = asyncio.create_task(channel.run())
+        try:
+            await until(lambda: channel.state == "open")
+            flood = asyncio.create_task(asyncio.to_thread(guest.send, bytes(2_000_000)))
+            link = channel._link
+            assert link is not None
+            await until(lambda: not link.reading)
+            await stop(task)  # a paused channel lets go at once
+            await flood
+            assert not link.reading
+        finally:
+            await stop(task)
+            guest.close()
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_why_a_socket_does_not_take_the_connection(tmp_path: Path) -> None:
+    with pytest.raises(ChannelUnavailable, match="no socket at"):
+        connect_unix(str(tmp_path / "none"))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "deaf"))
+        with pytest.raises(ChannelUnavailable, match="nobody listens on"):
+            connect_unix(str(tmp_path / "deaf"))
+        listener.listen(0)
+        with socket.socket(socket.AF_UNIX) as first:
+            first.connect(str(tmp_path / "deaf"))
+            with pytest.raises(ChannelUnavailable, match="another program holds"):
+                connect_unix(str(tmp_path / "deaf"))
+    with pytest.raises(ChannelUnavailable, match="cannot connect to"):
+        connect_unix("/" + "x" * 200)

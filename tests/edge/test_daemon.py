@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon as a process: what it gives to whom, and what it does when things go wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.edge.rig import Guest, Hostd, fed_fifo, run_command, wait_for
+from tests.streams import assert_disjoint, stream
+
+from netrng_guest import wire
+
+NO_LIBVIRT = "[libvirt]\nuris = []\n"
+
+
+def source(path: str, kind: str = "prng") -> str:
+    return f'[[source]]\nname = "test"\nkind = "{kind}"\npath = "{path}"\n'
+
+
+def channel(name: str, folder: Path) -> str:
+    return f'[[channel]]\nname = "{name}"\npath = "{folder / name}.sock"\n'
+
+
+@contextlib.contextmanager
+def guests(folder: Path, *names: str, ask: int = 4096) -> Iterator[list[Guest]]:
+    made = [Guest(folder / f"{name}.sock", ask=ask) for name in names]
+    try:
+        yield made
+    finally:
+        for guest in made:
+            guest.close()
+
+
+def config_of(folder: Path, *names: str, path: str | None = None, extra: str = "") -> str:
+    return NO_LIBVIRT + extra + source(path or f"{folder}/fifo") + "".join(channel(n, folder) for n in names)
+
+
+def wait_for_more(guest: Guest, n_bytes: int, what: str) -> None:
+    before = len(guest.taken)
+    wait_for(lambda: len(guest.taken) >= before + n_bytes, what)
+
+
+def given(*served: Guest) -> list[bytes]:
+    """The samples that the guests took, one by one."""
+    found = []
+    for guest in served:
+        start = 0
+        for _, _, length in guest.offsets:
+            found.append(bytes(guest.taken[start : start + length]))
+            start += length
+    return found
+
+
+def test_every_byte_goes_to_one_guest_once(tmp_path: Path) -> None:
+    data = stream(300_000)
+    with (
+        fed_fifo(tmp_path / "fifo", data),
+        guests(tmp_path, "a", "b", "c") as served,
+        Hostd(tmp_path, config_of(tmp_path, "a", "b", "c")) as hostd,
+    ):
+        hostd.start()
+        wait_for(lambda: sum(len(guest.taken) for guest in served) > 200_000, "200,000 bytes taken")
+        status = hostd.status()
+        assert status["ledger_ok"]
+        assert hostd.stop() == 0
+        assert assert_disjoint(data, given(*served)) > 200_000
+        shares = [len(guest.taken) for guest in served]
+        assert max(shares) - min(shares) < 0.1 * max(shares)
+        assert "Traceback" not in hostd.log
+
+
+def test_killed_and_started_ten_times_under_load_nothing_is_given_twice(tmp_path: Path) -> None:
+    data = stream(4_000_000)
+    with (
+        fed_fifo(tmp_path / "fifo", data, rate=200_000),
+        guests(tmp_path, "a", "b") as served,
+        Hostd(tmp_path, config_of(tmp_path, "a", "b")) as hostd,
+    ):
+        for round_number in range(10):
+            hostd.start()
+            for guest in served:
+                wait_for_more(guest, 2_000, f"served in round {round_number}")
+            hostd.stop(signal.SIGKILL)
+        assert len(set(served[0].sessions)) == 10
+        assert_disjoint(data, given(*served))
+
+
+def test_a_reconnecting_guest_gets_a_new_session_and_no_byte_again(tmp_path: Path) -> None:
+    data = stream(1_000_000)
+    with (
+        fed_fifo(tmp_path / "fifo", data, rate=100_000),
+        guests(tmp_path, "a") as (guest,),
+        Hostd(tmp_path, config_of(tmp_path, "a")) as hostd,
+    ):
+        hostd.start()
+        for sessions in range(1, 6):
+            wait_for_more(guest, 1_000, f"served in session {sessions}")
+            guest.hang_up()
+        assert len(set(guest.sessions)) == len(guest.sessions)
+        assert_disjoint(data, given(guest))
+        assert wait_for(lambda: hostd.domain("a")["bytes_lost"] >= 0, "status")
+        assert hostd.status()["ledger_ok"]
+
+
+def test_a_sick_source_gives_nothing_out_and_the_daemon_stays(tmp_path: Path) -> None:
+    with (
+        guests(tmp_path, "a") as (guest,),
+        Hostd(tmp_path, NO_LIBVIRT + source("/dev/zero", "device") + channel("a", tmp_path)) as hostd,
+    ):
+        hostd.start()
+        wait_for(lambda: hostd.status()["sources"][0]["state"] == "failed", "source failed")
+        wait_for(lambda: hostd.domain("a")["state"] == "open", "channel open")
+        status = hostd.status()["sources"][0]
+        assert status["bytes_read"] == status["bytes_discarded"] > 0
+        assert not guest.taken
+        assert hostd.stop() == 0
+
+
+def test_an_absent_source_is_a_state(tmp_path: Path) -> None:
+    with Hostd(tmp_path, NO_LIBVIRT + source("/nonexistent", "device")) as hostd:
+        hostd.start()
+        found = wait_for(lambda: [s for s in hostd.status()["sources"] if s["state"] == "absent"], "absent")
+        assert "No such file" in found[0]["detail"]
+
+
+def test_a_kernel_prng_is_refused_as_a_device(tmp_path: Path) -> None:
+    alias = tmp_path / "hwrng"
+    alias.symlink_to("/dev/urandom")
+    hostd = Hostd(tmp_path, NO_LIBVIRT + source(str(alias), "device"))
+    done = run_command("run", "--config", str(hostd.config))
+    assert done.returncode == 2
+    assert "kernel's own PRNG" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_second_daemon_is_refused(tmp_path: Path) -> None:
+    with Hostd(tmp_path, NO_LIBVIRT + source("/dev/urandom")) as hostd:
+        hostd.start()
+        second = run_command("run", "--config", str(hostd.config))
+        assert second.returncode == 1
+        assert hostd.process is not None
+        assert f"pid {hostd.process.pid}" in second.stderr
+        assert len(second.stderr.splitlines()) == 1
+        hostd.stop(signal.SIGKILL)
+        hostd.start()  # a lock that a killed daemon left behind holds nobody up
+
+
+def test_reload_changes_quotas_without_dropping_a_session(tmp_path: Path) -> None:
+    base = config_of(tmp_path, "a", "b", path="/dev/urandom")
+    with (
+        guests(tmp_path, "a", "b") as served,
+        Hostd(tmp_path, base + '[[quota]]\nname = "all"\nmatch = ["*"]\nlimit = "20kB/s"\n') as hostd,
+    ):
+        hostd.start()
+        wait_for(lambda: all(guest.taken for guest in served), "both served")
+        assert hostd.domain("a")["limit"] == 20_000
+        hostd.write(base + '[[quota]]\nname = "all"\nmatch = ["a"]\nlimit = "100B/s"\nweight = 7\n')
+        hostd.send_signal(signal.SIGHUP)
+        wait_for(lambda: hostd.domain("a")["limit"] == 100, "the new limit")
+        assert hostd.domain("a")["weight"] == 7
+        assert hostd.domain("b")["limit"] is None
+        assert [len(guest.sessions) for guest in served] == [1, 1]
+        before = len(served[1].taken)
+        wait_for(lambda: len(served[1].taken) > before + 100_000, "b without a limit")
+
+
+def test_a_bad_reload_keeps_the_running_configuration_and_says_so(tmp_path: Path) -> None:
+    with Hostd(tmp_path, config_of(tmp_path, "a", path="/dev/urandom")) as hostd, guests(tmp_path, "a"):
+        hostd.start()
+        hostd.write(config_of(tmp_path, "a", path="/dev/urandom", extra="nonsense = 1\n"))
+        hostd.send_signal(signal.SIGHUP)
+        wait_for(lambda: "configuration not reloaded" in hostd.log, "the log line")
+        assert "nonsense" in hostd.log
+        assert hostd.domain("a")["name"] == "a"
+        hostd.write(config_of(tmp_path, "b", path="/dev/urandom"))
+        hostd.send_signal(signal.SIGHUP)
+        wait_for(lambda: [d["name"] for d in hostd.status()["domains"]] == ["b"], "the new socket")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['nonsense = 1', 'sample_size = "many"', '[[quota]]\nname = "q"\nmatch = ["*"]\nlimit = "10 furlongs"',
+     '[[quota]]\nname = "q"\nmatch = ["*"]\nlimit = 10\nreservation = 11', 'sample_size = 7', 'a = = b'],
+)  # fmt: skip
+def test_an_invalid_configuration_is_one_line_and_exit_code_2(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "hostd.toml"
+    path.write_text(line + "\n")
+    done = run_command("run", "--config", str(path))
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert str(path) in done.stderr
+
+
+def test_status_without_a_daemon_is_exit_code_3(tmp_path: Path) -> None:
+    path = tmp_path / "hostd.toml"
+    path.write_text(f'control = "{tmp_path}/nobody.sock"\n')
+    done = run_command("status", "--config", str(path))
+    assert done.returncode == 3
+    assert len(done.stderr.splitlines()) == 1
+
+
+def hostile_garbage(guest: Guest) -> None:
+    guest.send(random.Random(1).randbytes(65_536))
+
+
+def hostile_huge_length(guest: Guest) -> None:
+    header = wire.encode(wire.Grant(guest.session, 1, 0, 0))
+    guest.send(header[:4] + b"\xff\xff\xff\xff" + header[8:])
+
+
+def hostile_half_frames(guest: Guest) -> None:
+    for _ in range(200):
+        guest.send(wire.encode(wire.Grant(guest.session, 1, 0, 0))[:17])
+
+
+def hostile_acknowledgement(guest: Guest) -> None:
+    guest.send(wire.encode(wire.Grant(guest.session, 1 << 60, 1 << 59, 0)))
+
+
+def hostile_stale_frames(guest: Guest) -> None:
+    stale = wire.encode(wire.Grant(b"bygone!!", 99, 50, 50))
+    guest.send(stale * 20_000)
+
+
+def hostile_flood(guest: Guest) -> None:
+    grant = wire.encode(wire.Grant(guest.session, 0, 0, 0))
+    knock = wire.encode(wire.Knock(b"knocking"))
+    for _ in range(300):
+        guest.send((grant + knock) * 50)
+
+
+def hostile_never_reads(guest: Guest) -> None:
+    guest.answer = False
+    guest.send(wire.encode(wire.Grant(guest.session, 1 << 40, 0, 0)))
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [hostile_garbage, hostile_huge_length, hostile_half_frames, hostile_acknowledgement,
+     hostile_stale_frames, hostile_flood, hostile_never_reads],
+)  # fmt: skip
+def test_a_hostile_guest_hurts_nobody(tmp_path: Path, attack: object) -> None:
+    with (
+        guests(tmp_path, "good", "evil") as (good, evil),
+        Hostd(tmp_path, config_of(tmp_path, "good", "evil", path="/dev/urandom",
+              extra='[[quota]]\nname="q"\nmatch=["*"]\nlimit="200kB/s"\n')) as hostd,
+    ):  # fmt: skip
+        hostd.start()
+        wait_for(lambda: good.taken and evil.taken, "both served")
+        rss = hostd.status()["rss_bytes"]
+        assert callable(attack)
+        attacker = threading.Thread(target=lambda: [attack(evil) for _ in range(3)], daemon=True)
+        attacker.start()
+        before = len(good.taken)
+        wait_for(lambda: len(good.taken) > before + 200_000, "the good guest served on")
+        status = hostd.status()
+        assert status["ledger_ok"]
+        assert status["rss_bytes"] < rss + 8_000_000
+        assert len(good.sessions) == 1
+        lines = [line for line in hostd.log.splitlines() if "evil" in line]
+        assert len(lines) < 30, "a line per event, not per byte"
+        assert "Traceback" not in hostd.log
+        evil.hang_up()
+        attacker.join(10)
+        assert not attacker.is_alive()
+
+
+def test_the_daemon_cannot_be_dumped_and_hides_from_others(tmp_path: Path) -> None:
+    with Hostd(tmp_path, NO_LIBVIRT + source("/dev/urandom")) as hostd:
+        hostd.start()
+        assert hostd.process is not None
+        # A process that is not dumpable belongs to root in /proc, whoever runs it (proc(5)).
+        assert Path(f"/proc/{hostd.process.pid}/environ").stat().st_uid == 0
+        limits = Path(f"/proc/{hostd.process.pid}/limits").read_text()
+        core = next(line for line in limits.splitlines() if line.startswith("Max core file size"))
+        assert core.split()[4:6] == ["0", "0"]

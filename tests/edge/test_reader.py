@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reader's thread against real descriptors: FIFOs, /dev/zero, /dev/full, files, what is not there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from netrng_hostd.core.health import HealthTests
+from netrng_hostd.sources import Source, make_source
+from netrng_hostd.sources.reader import Delivery, SourceReader, SourceState
+
+
+def noise(length: int, key: bytes = b"netrng") -> bytes:
+    """Bytes that pass the health tests and are the same each time."""
+    return hashlib.shake_256(key).digest(length)
+
+
+class Collector:
+    """What a reader told the loop."""
+
+    def __init__(self) -> None:
+        self.deliveries: list[Delivery] = []
+        self.states: list[SourceState] = []
+        self.released = bytearray()
+
+    def deliver(self, delivery: Delivery) -> None:
+        self.deliveries.append(delivery)
+        self.released += delivery.released
+
+    @property
+    def read(self) -> int:
+        return sum(delivery.read for delivery in self.deliveries)
+
+    @property
+    def discarded(self) -> int:
+        return sum(delivery.discarded for delivery in self.deliveries)
+
+    @property
+    def names(self) -> list[str]:
+        return [state.name for state in self.states]
+
+
+async def until(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + deadline_s
+    while not condition():
+        assert loop.time() < end, "condition not met before the deadline"
+        await asyncio.sleep(0.002)
+
+
+@contextlib.contextmanager
+def reading(source: Source, collector: Collector, allowance: int = 1 << 30) -> Iterator[SourceReader]:
+    reader = SourceReader(
+        source,
+        HealthTests(),
+        asyncio.get_running_loop(),
+        deliver=collector.deliver,
+        state_changed=collector.states.append,
+    )
+    reader.start()
+    reader.allow(allowance)
+    try:
+        yield reader
+    finally:
+        assert reader.stop(5.0)
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Path:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    return path
+
+
+def feed(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+    finally:
+        os.close(fd)
+
+
+def test_what_passed_arrives_in_order_and_everything_adds_up(fifo: Path) -> None:
+    data = noise(20_000)
+
+    async def scenario() -> None:
+        collector = Collector()
+        with reading(make_source("prng", str(fifo)), collector):
+            await asyncio.to_thread(feed, fifo, data)
+            await until(lambda: collector.read == len(data))
+            await until(lambda: collector.names == ["healthy"])
+        held = collector.deliveries[-1].held
+        assert len(collector.released) + held == len(data)
+        assert data.startswith(bytes(collector.released))
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_it_reads_no_further_than_it_is_allowed_and_goes_on_when_it_is(fifo: Path) -> None:
+    data = noise(8_000)
+
+    async def scenario() -> None:
+        collector = Collector()
+        with reading(make_source("prng", str(fifo)), collector, allowance=3_000) as reader:
+            writer = asyncio.create_task(asyncio.to_thread(feed, fifo, data))
+            await until(lambda: collector.read == 3_000)
+            await writer  # the pipe has room for the rest: only the allowance held the reader back
+            assert collector.read == 3_000
+            reader.allow(2_000)  # never takes back what was allowed
+            reader.allow(8_000)
+            await until(lambda: collector.read == 8_000)
+        assert data.startswith(bytes(collector.released))
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_stuck_source_gives_nothing_out_and_is_failed_after_the_second_alarm() -> None:
+    async def scenario() -> None:
+        collector = Collector()
+        with reading(make_source("device", "/dev/zero"), collector):
+            await until(lambda: "failed" in collector.names)
+            read_then = collector.read
+            await until(lambda: collector.read > read_then)  # it is tried again
+        assert not collector.released
+        assert collector.names[:2] == ["starting", "failed"]
+        assert "equal bytes in a row" in collector.states[-1].detail
+        alarms = [delivery.alarm for delivery in collector.deliveries if delivery.alarm]
+        assert alarms
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_source_that_goes_bad_recovers_by_itself(fifo: Path) -> None:
+    good = noise(4_096)
+    later = noise(8_192, b"later")
+
+    async def scenario() -> None:
+        collector = Collector()
+        keep_open = os.open(fifo, os.O_RDWR)
+        try:
+            with reading(make_source("prng", str(fifo)), collector):
+                await asyncio.to_thread(feed, fifo, good)
+                await until(lambda: collector.names == ["healthy"])
+                await asyncio.to_thread(feed, fifo, bytes(600))
+                await until(lambda: collector.names == ["healthy", "starting"])
+                before = len(collector.released)
+                await asyncio.to_thread(feed, fifo, later)
+                await until(lambda: collector.names == ["healthy", "starting", "healthy"])
+        finally:
+            os.close(keep_open)
+        assert collector.released[before:] in later
+        assert bytes(8) not in collector.released
+
+    asyncio.run(scenario(), debug=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "state"),
+    [
+        ("device", "/nonexistent/hwrng", "absent"),
+        ("device", "/dev/urandom", "error"),
+        ("device", "/dev/null", "error"),
+        ("prng", "/nonexistent/stream", "absent"),
+    ],
+)
+def test_trouble_is_a_state_and_is_tried_again(kind: str, path: str, state: str) -> None:
+    async def scenario() -> None:
+        collector = Collector()
+        with reading(make_source(kind, path), collector):
+            await until(lambda: bool(collector.states))
+            assert collector.names == [state]
+            assert path in collector.states[0].detail
+        assert collector.read == 0
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_device_that_appears_later_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "late"
+
+    async def scenario() -> None:
+        collector = Collector()
+        with reading(make_source("prng", str(path)), collector):
+            await until(lambda: collector.names == ["absent"])
+            path.write_bytes(noise(4_096))
+            await until(lambda: collector.names == ["absent", "healthy"])
+            await until(lambda: collector.read == 4_096)
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_file_is_never_read_from_its_start_again(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(noise(2_048))
+
+    async def scenario() -> None:
+        collector = Collector()
+        with reading(make_source("prng", str(path)), collector):
+            await until(lambda: collector.read == 2_048)
+            with path.open("ab") as file:
+                file.write(noise(1_024, b"more"))
+            await until(lambda: collector.read == 3_072)
+        assert (noise(2_048) + noise(1_024, b"more")).startswith(bytes(collector.released))
+
+    asyncio.run(scenario(), debug=True)
+
+    source = make_source("prng", str(path))
+    source.open()
+    source.close()
+    with pytest.raises(Exception, match="would repeat"):
+        source.open()
+
+
+def test_a_fifo_in_the_place_of_a_device_does_not_hang(fifo: Path) -> None:
+    async def scenario() -> None:
+        collector = Collector()
+        with reading(make_source("device", str(fifo)), collector):
+            await until(lambda: collector.names == ["error"])
+        assert "is a FIFO" in collector.states[0].detail
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_waiting_read_is_visible_and_stopping_is_not_held_up(fifo: Path) -> None:
+    async def scenario() -> None:
+        collector = Collector()
+        keep_open = os.open(fifo, os.O_RDWR)
+        try:
+            with reading(make_source("prng", str(fifo)), collector) as reader:
+                await until(lambda: reader.read_since_ns is not None)
+                since = reader.read_since_ns
+                await asyncio.sleep(0.5)  # two polls of the empty FIFO pass
+                assert reader.read_since_ns == since
+                await asyncio.to_thread(feed, fifo, noise(2_048))
+                await until(lambda: collector.read == 2_048)
+        finally:
+            os.close(keep_open)
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_delivery_shows_no_bytes() -> None:
+    delivery = Delivery(3, bytearray(b"key"), 0, 0, None)
+    assert "key" not in repr(delivery)

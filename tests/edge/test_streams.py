@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The proof is only as good as its tool: it must see what it is there to see."""
+
+from __future__ import annotations
+
+import pytest
+from tests.streams import assert_disjoint, spans, stream
+
+DATA = stream(100_000)
+
+
+def test_pieces_are_found_where_they_are() -> None:
+    assert spans(DATA, DATA[500:900]) == [(500, 900)]
+    assert spans(DATA, DATA[500:900] + DATA[964:1003]) == [(500, 900), (964, 1003)]
+    assert spans(DATA, DATA[500:507] + DATA[571:1003]) == [(571, 1003)]
+
+
+def test_disjoint_pieces_are_counted() -> None:
+    assert assert_disjoint(DATA, [DATA[0:64], DATA[512:1024], DATA[64:512]]) == 1024
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [DATA[0:64], DATA[63:512]],
+        [DATA[100:200], DATA[100:200]],
+        [DATA[0:300] + DATA[200:400]],
+        [DATA[0:100] + b"something else" + DATA[100:200]],
+        [bytes(64)],
+    ],
+)
+def test_a_byte_given_twice_or_never_read_is_seen(pieces: list[bytes]) -> None:
+    with pytest.raises(AssertionError):
+        assert_disjoint(DATA, pieces)
