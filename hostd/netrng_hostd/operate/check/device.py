@@ -137,5 +137,7 @@ def _check_holders(source: SourceConfig, own_pids: frozenset[int]) -> Iterator[F
                 f"{holder.name} (pid {holder.pid}) holds {source.path} open as well and takes a part of it; "
                 "stop it if the VMs are to have all of it"
             )
-    if hidden and os.geteuid() != 0:
-        yield note(f"run as root to see whether another program holds {source.path} open")
+    if hidden:
+        yield note(
+            f"not every process could be looked at; root sees whether another one holds {source.path} open"
+        )

@@ -1,0 +1,470 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `netrng-hostd check` finds, and that each line says what, where and what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import grp
+import os
+import pty
+import resource
+import socket
+import subprocess
+import threading
+import tty
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from netrng_hostd.config import ChannelConfig, Config, LibvirtConfig, SourceConfig
+from netrng_hostd.hypervisor import LiveChannel, LiveDomain, UnreachableError, event_thread
+from netrng_hostd.operate import check
+from netrng_hostd.operate.check import device, host
+from netrng_hostd.operate.check.device import check_source, holders
+from netrng_hostd.operate.check.domains import check_domains, list_domains
+from netrng_hostd.operate.check.finding import Finding, TooLate, within
+from netrng_hostd.operate.check.host import check_host
+from netrng_hostd.operate.control import ControlServer
+from netrng_hostd.operate.status import DaemonStatus
+
+UUID = "11111111-2222-3333-4444-555555555555"
+
+
+def lines(findings: Iterator[Finding]) -> list[str]:
+    """Each finding as its line, "!" before a problem."""
+    found = list(findings)
+    assert not any("\n" in finding.text for finding in found)
+    return [("! " if finding.wrong else "") + finding.text for finding in found]
+
+
+def domain(name: str = "web-1", channel: LiveChannel | None = None) -> LiveDomain:
+    return LiveDomain(name, UUID, "qemu:///system", 1, channel)
+
+
+def virtio(path: str | None, mode: str = "bind") -> LiveChannel:
+    return LiveChannel("virtio", path, mode, None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def events() -> Iterator[None]:
+    """libvirt keeps a few descriptors of its event loop for good: before the leak fixture looks."""
+    event_thread.start()
+    yield
+    event_thread.shutdown()
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, str]]:
+    """A device whose bytes a test decides: the master's descriptor and the slave's path."""
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    try:
+        yield master, os.ttyname(slave)
+    finally:
+        os.close(slave)
+        os.close(master)
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "channel"))
+        sock.listen()
+        sock.setblocking(False)
+        yield sock
+
+
+def source(path: str, kind: str = "device") -> SourceConfig:
+    return SourceConfig("hwrng", kind, path)
+
+
+# The source
+
+
+def test_a_source_that_delivers(terminal: tuple[int, str]) -> None:
+    master, path = terminal
+    os.write(master, bytes(16))
+    assert lines(check_source(source(path), frozenset())) == []
+
+
+def test_a_source_that_delivers_nothing(terminal: tuple[int, str]) -> None:
+    master, path = terminal
+    before = set(threading.enumerate())
+    found = lines(check_source(source(path), frozenset(), read_s=0.05))
+    assert found == [
+        f"! source hwrng: {path} gave not one byte within 0.05 s; see whether its driver is stuck (dmesg) "
+        "or another program reads all of it"
+    ]
+    os.write(master, bytes(16))
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+
+
+def test_no_device() -> None:
+    (line,) = lines(check_source(source("/nonexistent/hwrng"), frozenset()))
+    assert line == (
+        "! source hwrng: there is no /nonexistent/hwrng; plug the RNG in, load its driver, "
+        "or set path in [[source]]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (errno.ENODEV, "exists and there is no RNG behind it; plug one in or load its driver"),
+        (errno.EACCES, "permission denied; run as root"),
+        (errno.EIO, "cannot be read: Input/output error; see dmesg"),
+    ],
+)
+def test_a_device_that_fails(number: int, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "readv", fail)
+    (line,) = lines(check_source(source("/dev/null"), frozenset()))
+    assert line.startswith("! source hwrng: /dev/null")
+    assert text in line
+
+
+def test_a_device_at_its_end() -> None:
+    (line,) = lines(check_source(source("/dev/null"), frozenset()))
+    assert line == "! source hwrng: /dev/null is at its end; set path to a device"
+
+
+def test_what_is_no_hardware_is_refused_once(tmp_path: Path) -> None:
+    (line,) = lines(device.check_refused(source("/dev/urandom")))
+    assert line.startswith("! source hwrng: /dev/urandom is the kernel's own PRNG")
+    assert line.endswith("; set path to a hardware RNG's device")
+    assert lines(check_source(source("/dev/urandom"), frozenset())) == []
+
+
+def test_a_prng_is_named(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path in ("/dev/urandom", str(fifo)):
+        assert lines(device.check_refused(source(path, "prng"))) == []
+        assert lines(check_source(source(path, "prng"), frozenset())) == [
+            f"source hwrng: {path} is a pseudo-random stream, for trials only"
+        ]
+
+
+def test_a_fifo_with_a_silent_writer_is_no_problem(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    fd = os.open(fifo, os.O_RDWR)
+    try:
+        (line,) = lines(check_source(source(str(fifo), "prng"), frozenset()))
+    finally:
+        os.close(fd)
+    assert "for trials only" in line
+
+
+def test_a_virtual_device_is_labelled(terminal: tuple[int, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    master, path = terminal
+    os.write(master, bytes(16))
+    monkeypatch.setattr(device, "is_hwrng", lambda _: True)
+    monkeypatch.setattr(device, "rng_current", lambda: "virtio_rng.0")
+    monkeypatch.setattr(device, "holders", lambda _: ([], False))
+    (line,) = lines(check_source(source(path), frozenset()))
+    assert line.startswith(f"source hwrng: {path} is virtual (virtio_rng.0): it is only as good as")
+
+
+# Who else holds it open
+
+
+def test_holders_are_found_by_the_devices_number(terminal: tuple[int, str]) -> None:
+    _, path = terminal
+    with Path(path).open("rb") as opened, subprocess.Popen(["sleep", "60"], stdin=opened) as child:
+        try:
+            assert (child.pid, "sleep") in holders(path)[0]
+        finally:
+            child.kill()
+    assert child.pid not in [holder.pid for holder in holders(path)[0]]
+
+
+def test_holders_of_nothing() -> None:
+    assert holders("/nonexistent/hwrng") == ([], False)
+
+
+def test_other_holders_are_noted_and_the_daemon_is_not(
+    terminal: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    master, path = terminal
+    monkeypatch.setattr(device, "is_hwrng", lambda _: True)
+    monkeypatch.setattr(device, "rng_current", lambda: "tpm-rng-0")
+    found = [device.Holder(7, "rngd"), device.Holder(8, "netrng-hostd")]
+    monkeypatch.setattr(device, "holders", lambda _: (found, True))
+    os.write(master, bytes(16))
+    assert lines(check_source(source(path), frozenset([8]))) == [
+        f"rngd (pid 7) holds {path} open as well and takes a part of it; "
+        "stop it if the VMs are to have all of it",
+        f"not every process could be looked at; root sees whether another one holds {path} open",
+    ]
+
+
+def test_processes_that_may_not_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> bool:
+        raise PermissionError
+
+    monkeypatch.setattr(device, "_is_device", refuse)
+    assert holders("/dev/null") == ([], True)
+
+
+# libvirt and the domains
+
+
+def config(*uris: str, transport: str = "socket", channels: tuple[ChannelConfig, ...] = ()) -> Config:
+    return Config(control="/x", libvirt=LibvirtConfig(uris, transport), channels=channels)
+
+
+def domains_found(*domains: LiveDomain, transport: str = "socket", uri: str = "qemu:///system") -> list[str]:
+    return lines(check_domains(config(uri, transport=transport), lambda _: domains))
+
+
+def test_nothing_to_serve() -> None:
+    (line,) = lines(check_domains(config()))
+    assert line.startswith("! nothing to serve: libvirt.uris is empty and there is no [[channel]]")
+
+
+def test_libvirt_down() -> None:
+    def refuse(uri: str) -> Sequence[LiveDomain]:
+        raise UnreachableError(f"{uri}: cannot connect: nobody there; is libvirtd running there?")
+
+    found = lines(check_domains(config("qemu:///system", "xen:///system"), refuse))
+    assert found == [
+        "! qemu:///system: cannot connect: nobody there; is libvirtd running there?",
+        "! xen:///system: cannot connect: nobody there; is libvirtd running there?",
+    ]
+
+
+def test_libvirt_that_hangs() -> None:
+    go_on = threading.Event()
+
+    def hang(_: str) -> Sequence[LiveDomain]:
+        go_on.wait(20)
+        return ()
+
+    try:
+        found = lines(check_domains(config("qemu:///system"), hang, libvirt_s=0.05))
+    finally:
+        go_on.set()
+    assert found == ["! qemu:///system: no answer from libvirt in 0.05 s; look at its log, or restart it"]
+
+
+def test_each_uri_is_asked_for_itself() -> None:
+    asked: list[str] = []
+
+    def ask(uri: str) -> Sequence[LiveDomain]:
+        asked.append(uri)
+        return ()
+
+    found = lines(check_domains(config("a:///", "b:///"), ask))
+    assert asked == ["a:///", "b:///"]
+    assert found == ["a:///: no domain is running", "b:///: no domain is running"]
+
+
+def test_domains_without_a_channel_are_notes() -> None:
+    assert domains_found(domain()) == ["web-1 has no channel; give it one: netrng-hostd attach web-1"]
+    assert domains_found(domain(), uri="xen:///system") == [
+        "web-1 has no channel; give it one: netrng-hostd attach web-1 --connect xen:///system"
+    ]
+
+
+def test_a_name_that_would_command_the_terminal() -> None:
+    (line,) = domains_found(domain("evil\x1b[2J\nname"))
+    assert line.startswith(r"evil\x1b[2J\nname has no channel")
+
+
+def test_a_channel_is_never_connected_to(listener: socket.socket) -> None:
+    path = listener.getsockname()
+    assert domains_found(domain(channel=virtio(path))) == []
+    assert lines(check_domains(config(channels=(ChannelConfig("vm-1", path),)))) == []
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+
+
+@pytest.mark.parametrize(
+    ("channel", "text"),
+    [
+        (virtio("/nonexistent/socket"), "no socket at /nonexistent/socket, where libvirt says it is"),
+        (virtio("/dev/null"), "/dev/null is not a socket"),
+        (virtio(None), "libvirt shows no socket for its channel"),
+        (virtio("/x", mode="connect"), "its channel has <source mode='connect'>, so nobody listens"),
+    ],
+)
+def test_channels_that_cannot_be_reached(channel: LiveChannel, text: str) -> None:
+    (line,) = domains_found(domain(channel=channel))
+    assert line.startswith(f"! web-1: {text}; ")
+    assert domains_found(domain(channel=channel), transport="stream") == []
+
+
+def test_a_channel_of_another_user(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = listener.getsockname()
+    expected = f"! web-1: permission denied: {path}; run as root with CAP_DAC_OVERRIDE, or as the VM's user"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda *_, **__: False)
+        assert domains_found(domain(channel=virtio(path))) == [expected]
+
+    def refuse(_: Path) -> bool:
+        raise PermissionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "exists", refuse)
+        assert domains_found(domain(channel=virtio(path))) == [expected]
+        static = lines(check_domains(config(channels=(ChannelConfig("web-1", path),))))
+        assert static == [expected]
+
+
+def test_a_static_socket_of_a_vm_that_is_off() -> None:
+    found = lines(check_domains(config(channels=(ChannelConfig("vm-1", "/nonexistent/s"),))))
+    assert found == ["vm-1: no socket at /nonexistent/s; the VM is off, or its QEMU has no such chardev"]
+
+
+def test_libvirts_own_test_driver() -> None:
+    (found,) = list_domains("test:///default")
+    assert (found.name, found.channel) == ("test", None)
+    with pytest.raises(UnreachableError):
+        list_domains("qemu+unix:///session?socket=/nonexistent/libvirt-sock")
+
+
+# The daemon's own needs
+
+
+def host_found(control: Path | str, daemon_pid: int | None = None) -> list[str]:
+    return lines(check_host(Config(control=str(control)), daemon_pid))
+
+
+@pytest.fixture
+def no_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    swaps = tmp_path / "swaps"
+    swaps.write_text("Filename\tType\tSize\tUsed\tPriority\n")
+    monkeypatch.setattr(host, "SWAPS", swaps)
+    return swaps
+
+
+@pytest.mark.usefixtures("no_swap")
+def test_a_place_for_the_control_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert host_found(tmp_path / "hostd.sock") == []
+    assert host_found(tmp_path / "netrng" / "hostd.sock") == []
+    assert host_found("/nonexistent/netrng/hostd.sock") == [
+        "! control: there is no directory /nonexistent for /nonexistent/netrng/hostd.sock; "
+        "make it, or set control"
+    ]
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    assert host_found(tmp_path / "hostd.sock") == [
+        f"! control: permission denied: {tmp_path}; run as root, or set control to a place of yours"
+    ]
+
+
+def test_a_daemon_that_runs(no_swap: Path, tmp_path: Path) -> None:
+    path = str(tmp_path / "hostd.sock")
+    loaded = Config(control=path)
+    assert host.running_daemon(loaded) is None
+
+    async def ask() -> int | None:
+        async with ControlServer(path, lambda: DaemonStatus("1", pid=4711)):
+            return await asyncio.to_thread(host.running_daemon, loaded)
+
+    assert asyncio.run(ask(), debug=True) == 4711
+    assert host_found(path, 4711) == ["netrng-hostd is running (pid 4711); a second one would be refused"]
+
+
+def test_no_group(no_swap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: str) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "access", lambda *_, **__: True)
+    monkeypatch.setattr(grp, "getgrnam", unknown)
+    (line,) = host_found("/run/netrng/hostd.sock")
+    assert line.endswith("make it: groupadd --system netrng")
+    monkeypatch.setattr(grp, "getgrnam", lambda _: None)
+    assert host_found("/run/netrng/hostd.sock") == []
+
+
+def test_memory_that_could_be_swapped(no_swap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1, 8192))
+    assert host_found(tmp_path / "s") == []
+    no_swap.write_text(no_swap.read_text() + "/dev/sda2 partition 1 0 -2\n")
+    (line,) = host_found(tmp_path / "s")
+    assert line.startswith("this machine swaps, and a daemon started from here may lock only 8192 bytes")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1, resource.RLIM_INFINITY))
+    assert host_found(tmp_path / "s") == []
+    monkeypatch.setattr(host, "SWAPS", tmp_path / "none")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1, 8192))
+    assert host_found(tmp_path / "s") == []
+
+
+# The command
+
+
+@pytest.fixture
+def file(tmp_path: Path, terminal: tuple[int, str], no_swap: Path) -> Path:
+    """A configuration with which nothing is wrong, for one check."""
+    master, path = terminal
+    os.write(master, bytes(16))
+    written = tmp_path / "hostd.toml"
+    written.write_text(f'control = "{tmp_path}/hostd.sock"\n[[source]]\npath = "{path}"\n')
+    return written
+
+
+def test_nothing_wrong(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.run(str(file), list_them=lambda _: [domain()]) == 0
+    assert capsys.readouterr().out == (
+        "note   web-1 has no channel; give it one: netrng-hostd attach web-1\n"
+        "nothing wrong with the configuration and this host, 1 to note\n"
+    )
+
+
+def test_something_wrong(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.run(str(file), list_them=lambda _: [domain(channel=virtio(None))]) == 1
+    assert capsys.readouterr().out == (
+        "WRONG  web-1: libvirt shows no socket for its channel; restart the domain\n1 thing to mend\n"
+    )
+
+
+def test_an_invalid_configuration(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text("sample_sise = 1")
+    for config_only in (True, False):
+        assert check.run(str(file), config_only=config_only, list_them=_never) == 1
+        said = capsys.readouterr().out
+        assert said.startswith(f'WRONG  {file}: sample_sise: unknown key, did you mean "sample_size"?')
+        assert said.endswith("\n1 thing to mend\n")
+
+
+def test_the_configuration_alone(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text('[[source]]\npath = "/nonexistent/hwrng"')
+    assert check.run(str(file), config_only=True, list_them=_never) == 0
+    assert capsys.readouterr().out == "nothing wrong with the configuration\n"
+
+
+def test_the_configuration_alone_still_refuses_a_prng_as_hardware(file: Path) -> None:
+    file.write_text('[[source]]\npath = "/dev/urandom"')
+    assert check.run(str(file), config_only=True, list_them=_never) == 1
+
+
+def test_keys_without_effect_are_named(file: Path) -> None:
+    file.write_text("[libvirt]\ntrust_metadata = false\n[admission]\nheadroom = 0.2\npolicy = 'refuse'")
+    assert lines(check.findings(str(file), config_only=True)) == [
+        f"{file}: {key} has no effect yet in this version"
+        for key in ("libvirt.trust_metadata", "admission.headroom", "admission.policy")
+    ]
+
+
+def _never(_: str) -> Sequence[LiveDomain]:
+    raise AssertionError("libvirt was asked")
+
+
+# Waiting no longer than this
+
+
+def test_within_returns_and_raises() -> None:
+    assert within(5, lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        within(5, lambda: 1 // 0)
+    go_on = threading.Event()
+    with pytest.raises(TooLate):
+        within(0.01, go_on.wait)
+    go_on.set()
