@@ -22,7 +22,7 @@ def make_ends() -> Ends:
     near, far = socket.socketpair()
     far.setblocking(False)
     near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    ends: Ends
+    received, closed = bytearray(), list[str]()
 
     def drained() -> None:
         ends.drained += 1
@@ -30,11 +30,11 @@ def make_ends() -> Ends:
     link = Link(
         near,
         asyncio.get_running_loop(),
-        received=ends.received.extend,
+        received=received.extend,
         drained=drained,
-        closed=ends.closed.append,
+        closed=closed.append,
     )
-    ends = Ends(far, link)
+    ends = Ends(far, link, received, closed=closed)
     return ends
 
 
