@@ -231,12 +231,9 @@ class VM:
     def close(self) -> None:
         """Destroys and forgets it; harmless when it is gone already."""
         self.jobs.close()
-        with contextlib.suppress(libvirt.libvirtError):
-            domain = self.domain
-            if domain.isActive():
-                domain.destroy()
-            domain = self.domain  # a transient one is gone now
-            domain.undefine()
+        for step in (libvirt.virDomain.destroy, libvirt.virDomain.undefine):
+            with contextlib.suppress(libvirt.libvirtError):
+                step(self.domain)
         self._initrd.unlink(missing_ok=True)
 
     # Its inside
