@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guest's end of the channel: find it, open it, never wait on it.
+
+A virtio-serial port (drivers/char/virtio_console.c): /sys/class/virtio-ports/vportNpM/name holds the name
+that the host gave it, and the device is /dev/vportNpM, without any help of udev.  One program may hold it
+open; to another, open() says EBUSY.  With no host connected read() returns nothing at once, poll() says
+POLLHUP for ever and write() would block: whoever loops on either, spins.  The kernel wakes the poller when
+the host connects, which an edge-triggered epoll sees once.  After a detach read() says ENODEV.
+
+For tests and unusual set-ups ``--channel`` names a port, a terminal (set to raw after every open: its
+settings are lost when nobody holds it) or a listening UNIX socket.
+"""
+
+import errno
+import os
+import socket
+import stat
+import termios
+import tty
+from typing import Optional, Tuple, Union
+
+from .wire import wipe
+
+PORT_NAME = "org.netrng.0"
+SYSFS = "/sys/class/virtio-ports"
+DEV = "/dev"
+READ_SIZE = 65536
+MAX_READ = 2 * READ_SIZE  # more than a window with its frames
+BUSY = "another program has it open (is a second netrng-guest running?)"
+_GONE = (errno.ENODEV, errno.ENXIO, errno.EIO, errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF)
+_NOT_NOW = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
+
+
+class PortError(Exception):
+    """The channel is not usable now; the text says why, in one line."""
+
+
+def find_port(sysfs: str = SYSFS, dev: str = DEV) -> Optional[str]:
+    """The device of the port named org.netrng.0, None if this VM has no such port."""
+    try:
+        ports = sorted(os.listdir(sysfs))
+    except OSError:
+        return None
+    for port in ports:
+        try:
+            with open(os.path.join(sysfs, port, "name"), encoding="ascii", errors="replace") as file:
+                if file.read(256).strip() == PORT_NAME:
+                    return os.path.join(dev, port)
+        except OSError:
+            continue  # detached while we looked, or a console without a name
+    return None
+
+
+class Port:
+    """The channel's open end.  ``fd`` is None while it is closed; ``path`` is what was opened last."""
+
+    def __init__(self, channel: Optional[str] = None, sysfs: str = SYSFS, dev: str = DEV) -> None:
+        self._channel = channel
+        self._sysfs = sysfs
+        self._dev = dev
+        self._end_is_gone = False  # for a socket the end of input is the end; a port's host may come back
+        self._buffer = bytearray(READ_SIZE)
+        self.path = ""
+        self.fd: Optional[int] = None
+
+    def open(self) -> int:
+        """Finds and opens the channel; returns the descriptor.  Raises PortError."""
+        self.close()
+        path = self._channel or find_port(self._sysfs, self._dev)
+        if path is None:
+            raise PortError("no channel {}; on the host: netrng-hostd attach DOMAIN".format(PORT_NAME))
+        self.path = path
+        try:
+            mode = os.stat(path).st_mode
+            if stat.S_ISSOCK(mode):
+                self.fd = _connect(path)
+            elif stat.S_ISCHR(mode):
+                self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+                if os.isatty(self.fd):
+                    tty.setraw(self.fd, termios.TCSANOW)
+            else:
+                raise PortError("{}: neither a character device nor a socket".format(path))
+        except (OSError, termios.error) as error:
+            self.close()
+            raise PortError("{}: {}".format(path, _explain(error))) from None
+        self._end_is_gone = stat.S_ISSOCK(mode)
+        return self.fd
+
+    def read_all(self) -> Tuple[bytearray, bool, bool]:
+        """What has come, to be overwritten by the caller; whether a host is connected; whether there is more.
+
+        Raises PortError when the channel is gone.
+        """
+        assert self.fd is not None
+        found = bytearray()
+        while len(found) < MAX_READ:
+            try:
+                n = os.readv(self.fd, [self._buffer])
+            except OSError as error:
+                if error.errno in _NOT_NOW:
+                    return found, True, False
+                wipe(found)
+                raise PortError("{}: {}".format(self.path, _explain(error))) from None
+            if not n:
+                if self._end_is_gone and not found:
+                    raise PortError("{}: closed by the host".format(self.path))
+                return found, self._end_is_gone, self._end_is_gone
+            found += self._buffer[:n]
+            self._buffer[:n] = bytes(n)
+        return found, True, True
+
+    def write(self, data: Union[bytes, bytearray]) -> int:
+        """Writes what fits now; returns how many bytes.  Raises PortError when the channel is gone."""
+        assert self.fd is not None
+        try:
+            return os.write(self.fd, data)
+        except OSError as error:
+            if error.errno in _NOT_NOW:
+                return 0
+            raise PortError("{}: {}".format(self.path, _explain(error))) from None
+
+    def close(self) -> None:
+        """Closes the channel, if open."""
+        if self.fd is not None:
+            fd, self.fd = self.fd, None
+            os.close(fd)
+
+
+def _connect(path: str) -> int:
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    with link:
+        link.connect(path)
+        return link.detach()
+
+
+def _explain(error: Union[OSError, termios.error]) -> str:
+    code = error.args[0] if error.args else 0
+    if code == errno.EBUSY:
+        return BUSY
+    if code == errno.EACCES:
+        return "permission denied (run as root)"
+    if code in _GONE:
+        return "detached or closed by the host"
+    return os.strerror(code) if isinstance(code, int) else str(error)
