@@ -113,12 +113,11 @@ class FairQueue(Generic[AnyRival]):
         return top[2]
 
     def serve(self, rival: AnyRival, size_bytes: int) -> None:
-        """Charges a proportional sample to a rival in the queue."""
+        """Charges a proportional sample to the one that `first` has just named."""
         rival.served += size_bytes
         self._served += size_bytes
-        if rival.place is not self._pending:
-            self._eligible.discard(rival)
-            rival.place = self._pending
+        self._eligible.discard(rival)
+        rival.place = self._pending
         self._pending.put(rival, _tag(rival))
 
     def push(self, rival: AnyRival, size_bytes: int) -> None:
