@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bed import initramfs
+from bed.kernel import unpacked
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_CACHE = ROOT / ".cache" / "bed"
@@ -54,16 +54,12 @@ def prepare(cache_dir: Path = DEFAULT_CACHE) -> Artefacts:
     Safe to call from several processes.  A newer kernel in the archive is not looked for: remove the cache
     to get one.  Raises BedError when a package cannot be had.
     """
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(cache_dir / "lock"):
-        wanted = _key()
-        index = cache_dir / "index.json"
-        found = _read_index(index)
-        if found is None or found["key"] != wanted or not (cache_dir / found["kernel"]).exists():
-            found = _build(cache_dir, wanted)
-            scratch = index.with_suffix(".new")
-            scratch.write_text(json.dumps(found, indent=1))
-            scratch.replace(index)
+    key = _key()
+    found = _ready(cache_dir, key)
+    if found is None:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with _locked(cache_dir / "lock"):
+            found = _ready(cache_dir, key) or _build(cache_dir, key)
     return Artefacts(
         kernel=cache_dir / found["kernel"],
         initramfs=cache_dir / found["initramfs"],
@@ -72,16 +68,16 @@ def prepare(cache_dir: Path = DEFAULT_CACHE) -> Artefacts:
     )
 
 
-def _read_index(path: Path) -> dict[str, str] | None:
+def _ready(cache_dir: Path, key: str) -> dict[str, str] | None:
+    """The index of the cache if everything in it is what `key` names."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        found: dict[str, str] = json.loads((cache_dir / "index.json").read_text())
+        complete = found["key"] == key and all(
+            (cache_dir / found[name]).exists() for name in ("kernel", "initramfs")
+        )
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return (
-        found
-        if isinstance(found, dict) and {"key", "kernel", "initramfs", "release", "rngd"} <= set(found)
-        else None
-    )
+    return found if complete else None
 
 
 def _key() -> str:
@@ -89,15 +85,12 @@ def _key() -> str:
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("guest/*")):
         digest.update(path.read_bytes())
-    digest.update(Path(initramfs.__file__).read_bytes())
-    digest.update(Path(__file__).read_bytes())
+    for module in ("cpio", "initramfs", "kernel", "packages"):
+        digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
     for program in (PYTHON, *initramfs.HOST_PROGRAMS):
-        stat = program.stat() if program.exists() else None
-        digest.update(
-            f"{program.resolve()} {stat.st_size, int(stat.st_mtime) if stat else None}".encode()
-            if stat
-            else b"-"
-        )
+        if program.exists():
+            stat = program.stat()
+            digest.update(f"{program.resolve()} {stat.st_size} {int(stat.st_mtime)}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -133,20 +126,24 @@ def _build(cache_dir: Path, key: str) -> dict[str, str]:
         trees={name: trees[name] for name in RNGD_VARIANTS},
     )
     scratch.replace(image)
-    kernel = cache_dir / f"vmlinuz-{release}"
-    if not kernel.exists():
-        shutil.copy(vmlinuz[0], kernel.with_suffix(".new"))
-        kernel.with_suffix(".new").replace(kernel)
-    for old in cache_dir.glob("initramfs-*.cpio"):
-        if old != image:
+    kernel = cache_dir / f"kernel-{release}"
+    scratch = cache_dir / "kernel.new"
+    scratch.write_bytes(unpacked(vmlinuz[0].read_bytes()))
+    scratch.replace(kernel)
+    for old in (*cache_dir.glob("initramfs-*"), *cache_dir.glob("kernel-*")):
+        if old not in (image, kernel):
             old.unlink()
-    return {
+    found = {
         "key": key,
         "kernel": kernel.name,
         "initramfs": image.name,
         "release": release,
         "rngd": " ".join(RNGD_VARIANTS),
     }
+    scratch = cache_dir / "index.new"
+    scratch.write_text(json.dumps(found, indent=1))
+    scratch.replace(cache_dir / "index.json")
+    return found
 
 
 def _kernel_packages() -> list[str]:
