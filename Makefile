@@ -21,7 +21,7 @@ lint: venv       ## ruff, mypy --strict, import contracts, Python floors
 guest: .venv/ready  ## dist/netrng-guest.pyz, the agent in one reproducible file
 	@$(PY) scripts/build_pyz.py dist/netrng-guest.pyz
 
-demo: venv       ## three small VMs fed from the hardware RNG, seen live (DEMO_SECONDS=20 for the impatient)
+demo: venv guest       ## three small VMs fed from the hardware RNG, seen live (DEMO_SECONDS=20 for the impatient)
 	@scripts/setup vm
 	@scripts/demo
 

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make demo`: three small VMs with different quotas, fed from this machine's hardware RNG, seen live.
+
+Everything lies in one folder under /tmp and ends with the demo, on Ctrl-C too; the user's own libvirt is
+not touched, no service is started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import libvirt
+from rich.console import Console
+from rich.table import Table
+
+from bed.libvirtd import PrivateLibvirtd
+from bed.packages import ROOT, BedError, prepare
+from bed.rundir import RunDirectory
+from bed.vm import VM
+
+PYZ = ROOT / "dist" / "netrng-guest.pyz"
+HWRNG = Path("/dev/hwrng")
+AGENT_RATE = "50kB/s"  # far more than each is due, so that the quotas decide
+# One line per RNDADDENTROPY: which process called it and how many bits it credited; no bytes (-s 0).
+TRACE = "strace -f -qq -s 0 -e trace=ioctl -o /run/credits"
+CREDIT = re.compile(r"RNDADDENTROPY, \{entropy_count=(\d+)")
+
+
+class DemoQuota(NamedTuple):
+    """A line of the demo's hostd.toml; rates in bytes per second."""
+
+    domain: str
+    reservation: int
+    weight: int
+    limit: int | None
+
+
+QUOTAS = (
+    DemoQuota("db-1", 1024, 300, None),
+    DemoQuota("web-1", 0, 100, None),
+    DemoQuota("batch-1", 0, 100, 800),
+)
+
+
+def main() -> int:
+    """Runs the demo; 0 when every VM was fed and its kernel credited."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    libvirt.registerErrorHandler(lambda *_: None, None)  # it would print what is raised as well
+    console = Console(highlight=False)
+    try:
+        return run(console, int(os.environ.get("DEMO_SECONDS", "60")))
+    except KeyboardInterrupt:
+        console.print("\ninterrupted; everything is cleaned up")
+        return 130
+    except (BedError, subprocess.SubprocessError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+
+
+def run(console: Console, seconds: int) -> int:
+    """One demo of ``seconds`` of feeding."""
+    step = _steps(console)
+    step("the kernel and the image that the VMs boot (downloaded once, into .cache/)")
+    artefacts = prepare()
+    become_root = [] if os.geteuid() == 0 else ["sudo"]
+    kind, path = choose_source(become_root, console)
+    with contextlib.ExitStack() as stack:
+        run_directory = stack.enter_context(RunDirectory())
+        step("a private libvirt, unprivileged, in " + str(run_directory.path))
+        libvirtd = stack.enter_context(PrivateLibvirtd(run_directory))
+        config = run_directory.path / "hostd.toml"
+        control = run_directory.path / "hostd.sock"
+        config.write_text(hostd_toml(control, libvirtd.uri, kind, path))
+        step(f"netrng-hostd on {path}: {' '.join(become_root)} netrng-hostd run --config {config}")
+        hostd = [*become_root, sys.executable, "-m", "netrng_hostd"]
+        log = stack.enter_context((run_directory.path / "hostd.log").open("wb"))
+        daemon = stack.enter_context(process([*hostd, "run", "--config", str(config)], become_root, log))
+        step(f"{len(QUOTAS)} VMs, each with netrng-guest and rngd")
+        vms = [
+            VM(
+                libvirtd,
+                artefacts,
+                quota.domain,
+                files={"/opt/netrng-guest.pyz": PYZ},
+                main=f"{TRACE} python3 -I -S /opt/netrng-guest.pyz run --rate {AGENT_RATE}",
+                rngd=artefacts.rngd[index % len(artefacts.rngd)],
+            )
+            for index, quota in enumerate(QUOTAS)
+        ]
+        for vm in vms:
+            stack.callback(vm.close)
+            vm.start(wait=False)
+        query = [*hostd, "status", "--config", str(config)]
+        wait_until(lambda: all_open(query), daemon, 120, "all agents to answer")
+        before = status_of(query)
+        step(f"{seconds} s of feeding, as `netrng-hostd status --watch` shows it (Ctrl-C ends the demo)")
+        watch(query, seconds, console)
+        after = status_of(query)
+        credits = [CREDIT.findall(vm.check("cat /run/credits")) for vm in vms]
+        done = report(console, before, after, dict(zip((q.domain for q in QUOTAS), credits)))
+        step("cleaning up")
+    return 0 if done else 1
+
+
+def choose_source(become_root: list[str], console: Console) -> tuple[str, str]:
+    """(kind, path): /dev/hwrng where it delivers, else a PRNG, and says so."""
+    try:
+        probe = subprocess.run(
+            [*become_root, "head", "-c", "16", str(HWRNG)], capture_output=True, timeout=30, check=False
+        )
+        if probe.returncode == 0 and len(probe.stdout) == 16:
+            return "device", str(HWRNG)
+        reason = probe.stderr.decode(errors="replace").strip() or "it delivers nothing"
+    except subprocess.TimeoutExpired:
+        reason = "it delivers nothing within 30 s"
+    console.print(f"[bold yellow]no usable {HWRNG} here ({reason}): the source is a PRNG, and labelled so[/]")
+    return "prng", "/dev/urandom"
+
+
+def hostd_toml(control: Path, uri: str, kind: str, path: str) -> str:
+    """The demo's configuration; a slow source needs no large reserve for three seeds."""
+    quotas = "".join(
+        f'\n[[quota]]\nname = "{q.domain}"\nmatch = ["{q.domain}"]\nreservation = {q.reservation}\n'
+        f"weight = {q.weight}\n" + (f"limit = {q.limit}\n" if q.limit else "")
+        for q in QUOTAS
+    )
+    return f"""\
+control = "{control}"
+
+[reservoir]
+size = "16KiB"
+seed_reserve = "1KiB"
+
+[libvirt]
+uris = ["{uri}"]
+
+[[source]]
+name = "{Path(path).name}"
+kind = "{kind}"
+path = "{path}"
+{quotas}"""
+
+
+@contextlib.contextmanager
+def process(command: list[str], become_root: list[str], log: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is told to end when the block does, in a session of its own: Ctrl-C is ours to handle."""
+    started = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield started
+    finally:
+        # Through sudo the daemon belongs to root, and only root may end it; its group has its leader's pid.
+        subprocess.run([*become_root, "kill", "-TERM", "--", f"-{started.pid}"], check=False)
+        started.wait(20)
+
+
+def status_of(query: list[str]) -> dict[str, Any]:
+    """`status --json`; empty while no daemon answers."""
+    answer = subprocess.run([*query, "--json"], capture_output=True, check=False)
+    return dict(json.loads(answer.stdout)) if answer.returncode == 0 else {}
+
+
+def all_open(query: list[str]) -> bool:
+    domains = status_of(query).get("domains", [])
+    return len(domains) == len(QUOTAS) and all(
+        domain["state"] == "open" and domain["bytes_acked"] > 0 for domain in domains
+    )
+
+
+def wait_until(
+    condition: Callable[[], bool], daemon: subprocess.Popen[bytes], deadline_s: float, what: str
+) -> None:
+    """Raises BedError when the deadline passes or the daemon ends."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        if daemon.poll() is not None:
+            raise BedError(f"netrng-hostd ended with exit code {daemon.returncode} while waiting for {what}")
+        if time.monotonic() > end:
+            raise BedError(f"waited {deadline_s:.0f} s for {what}")
+        time.sleep(0.3)
+
+
+def watch(query: list[str], seconds: int, console: Console) -> None:
+    """Shows the status live on a terminal, every ten seconds elsewhere."""
+    if console.is_terminal:
+        live = subprocess.Popen([*query, "--watch"], start_new_session=len(query) > 5 and query[0] == "sudo")
+        timer = threading.Timer(seconds, live.terminate)
+        timer.start()
+        try:
+            live.wait()
+        finally:
+            timer.cancel()
+            live.terminate()
+            live.wait()
+        return
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(10.0, left))
+        subprocess.run(query, check=False)
+
+
+def due(quotas: tuple[DemoQuota, ...], total: float) -> dict[str, float]:
+    """Each domain's rate when all ask: clamp(λ · weight, reservation, limit) with the λ that adds up to total."""
+
+    def shares(factor: float) -> dict[str, float]:
+        return {
+            q.domain: min(max(factor * q.weight, q.reservation), q.limit if q.limit else total)
+            for q in quotas
+        }
+
+    low, high = 0.0, total
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(shares(middle).values()) < total else (low, middle)
+    return shares(low)
+
+
+def report(
+    console: Console, before: dict[str, Any], after: dict[str, Any], credits: dict[str, list[str]]
+) -> bool:
+    """Prints what each VM got beside what it was due; False when one got nothing or was not credited."""
+    elapsed = after["time"] - before["time"]
+    first = {domain["name"]: domain for domain in before["domains"]}
+    got = {d["name"]: d["bytes_acked"] - first[d["name"]]["bytes_acked"] for d in after["domains"]}
+    total = sum(got.values())
+    expected = due(QUOTAS, total / elapsed)
+    read = sum(s["bytes_read"] for s in after["sources"]) - sum(s["bytes_read"] for s in before["sources"])
+    stored = after["reservoir"]["stored"] - before["reservoir"]["stored"]
+    table = Table(title=f"what each VM received in {elapsed:.1f} s")
+    for name in ("VM", "quota", "received", "rate", "due", "share", "kernel credited"):
+        table.add_column(name, justify="left" if name in ("VM", "quota") else "right")
+    for quota in QUOTAS:
+        rate = got[quota.domain] / elapsed
+        bits = sum(int(bits) for bits in credits[quota.domain])
+        table.add_row(
+            quota.domain,
+            f"reservation {quota.reservation}, weight {quota.weight}, limit {quota.limit or 'none'}",
+            f"{got[quota.domain]:,} B",
+            f"{rate:,.0f} B/s",
+            f"{expected[quota.domain]:,.0f} B/s",
+            f"{100 * got[quota.domain] / max(1, total):.1f} %",
+            f"{bits // 8:,} B in {len(credits[quota.domain]):,} RNDADDENTROPY calls since boot",
+        )
+    console.print(table)
+    (source,) = after["sources"]
+    label = (
+        f"{source['path']} ({source['kind']}{', ' + source['rng_current'] if source['rng_current'] else ''})"
+    )
+    console.print(
+        f"source {label}: {read:,} B read, {total:,} B acknowledged "
+        f"({100 * total / max(1, read):.1f} %), {stored:+,} B in the reservoir"
+    )
+    console.print(
+        "every byte ever read is accounted for" if after["ledger_ok"] else "[red]the books do not add up[/]"
+    )
+    return bool(after["ledger_ok"]) and all(got[q.domain] > 0 and credits[q.domain] for q in QUOTAS)
+
+
+def _steps(console: Console) -> Callable[[str], None]:
+    begun = time.monotonic()
+
+    def step(text: str) -> None:
+        console.print(f"[bold]==> {time.monotonic() - begun:5.1f} s[/]  {text}")
+
+    return step
+
+
+if __name__ == "__main__":
+    sys.exit(main())
