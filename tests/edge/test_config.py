@@ -285,6 +285,8 @@ def test_control_without_a_place(file: Path, monkeypatch: pytest.MonkeyPatch) ->
             "[admission]\nmax_domains = 0",
             "admission.max_domains: found 0, allowed: a whole number from",
         ),
+        ("[admission]\nmax_domains = true", "admission.max_domains: found true"),
+        ("[admission]\nheadroom = false", "admission.headroom: found false"),
         ("[[channel]]\nname = 'a'", "channel[0].path: not found, but needed; allowed: an absolute path"),
         ("[[channel]]\nname = 'a'\npath = 'x'", 'channel[0].path: found "x", allowed: an absolute path'),
         ("[[channel]]\npath = '/x'", "channel[0].name: not found, but needed"),
