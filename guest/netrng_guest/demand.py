@@ -32,7 +32,7 @@ class Demand:
         self._cap_ns = max(window, piece) * SECOND_NS
         self._earned_ns = 0  # byte nanoseconds, so that nothing is lost to rounding
         self._since_ns = now_ns
-        self._allowed = SEED_SIZE + BLOCK_SIZE // piece * piece  # bytes of the session, seed included
+        self._allowed = SEED_SIZE + BLOCK_SIZE  # bytes of the session, seed included
 
     def ask(self, now_ns: int, delivered: int, outstanding: int, needed: int) -> int:
         """How many more bytes to ask for now.

@@ -25,7 +25,11 @@ STEADY_NS = 60 * SECOND_NS  # an rngd that lived this long starts over at the fi
 LOOK_NS = SECOND_NS // 2  # between looks at a block in the pipe, should epoll keep silent
 MAX_REJECTED = 3  # rejections without two good blocks in between: by chance about one in 1,250 is rejected
 REJECTED = "failed FIPS test"
-GAVE_UP = ("too many FIPS failures", "disabling entropy source", "Too Slow: Disabling")
+GAVE_UP = (
+    "too many FIPS failures, disabling entropy source",  # r5, r6
+    "Too many bad blocks, entropy source malfunction assumed",  # rd
+    "Too Slow: Disabling",  # r6
+)
 DENIED = "RNDADDENTROPY failed: Operation not permitted"
 NOISE = "stats:"  # rng-tools-debian's counters, every hour
 

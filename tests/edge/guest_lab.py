@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of the guest's agent share: a host at the other end of the channel, and waiting with a deadline.
+"""What the tests of the agent share: a host at the other end, a clock of their own, waiting with a deadline.
 
 The host's bytes can be recognised: the n-th 16-byte block of its stream is a digest of n.
 """
@@ -11,10 +11,17 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from netrng_guest.agent import Agent
+from netrng_guest.config import Settings
+from netrng_guest.kernel import KernelPool
+from netrng_guest.log import Log
+from netrng_guest.loop import Loop
+from netrng_guest.port import Port
+from netrng_guest.sink import KernelSink, Sink
 from netrng_hostd.channels.session import Acked, AgentStatus, Ended, HostSession, Lost, Opened, Violation
 
 DEADLINE_S = 20.0
@@ -38,13 +45,21 @@ def until(condition: Callable[[], object], what: str, deadline_s: float = DEADLI
 
 
 class Host:
-    """Half of a channel: speaks HostSession on ``link`` and grants whatever is asked, in the order of the stream.
+    """The other half of a channel: speaks HostSession on ``link`` and gives what is asked, off the stream.
 
-    ``chop`` writes at most that many bytes at a time.  ``spent`` counts the stream; ``given`` holds where each
-    session's bytes began.
+    Writes at most ``chop`` bytes at a time; ``spent`` counts the bytes of the stream.
     """
 
-    def __init__(self, link: int, *, max_window: int = 65536, chop: int = 1 << 20, sample: int = 512) -> None:
+    def __init__(
+        self,
+        link: int,
+        *,
+        max_window: int = 65536,
+        chop: int = 1 << 20,
+        sample: int = 512,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.clock = clock
         self.link = link
         self.session = HostSession(lambda: os.urandom(8), max_window)
         self.chop = chop
@@ -55,7 +70,7 @@ class Host:
         self.statuses: list[dict[str, object]] = []
         self._output = bytearray()
         os.set_blocking(link, False)
-        self.session.renew(time.monotonic_ns())
+        self.session.renew(self.clock())
 
     def turn(self, timeout_s: float = 0.01) -> bool:
         """One round of reading and writing; False once the guest hung up."""
@@ -68,12 +83,12 @@ class Host:
             data = os.read(self.link, 65536)
             if not data:
                 return False
-            self._note(self.session.receive(data, time.monotonic_ns()))
+            self._note(self.session.receive(data, self.clock()))
         except BlockingIOError:
             pass
         except OSError:
             return False
-        self.session.tick(time.monotonic_ns())
+        self.session.tick(self.clock())
         self._fill()
         try:
             while self._output:
@@ -92,13 +107,13 @@ class Host:
             self.turn()
             if time.monotonic() > end:
                 raise AssertionError(
-                    f"not within {deadline_s} s: {what}; {self.session.state}, {self.statuses[-1:]}"
+                    f"not within {deadline_s} s: {what}; {self.session.state}, {self.status}"
                 )
 
     def renew(self) -> None:
         """A new session, as after a restore."""
         self._output.clear()
-        self.session.renew(time.monotonic_ns())
+        self.session.renew(self.clock())
 
     def kinds(self, kind: type) -> list[object]:
         return [event for event in self.events if isinstance(event, kind)]
@@ -107,7 +122,7 @@ class Host:
     def status(self) -> dict[str, object]:
         return self.statuses[-1] if self.statuses else {}
 
-    def _note(self, events: list[object]) -> None:
+    def _note(self, events: Sequence[object]) -> None:
         for event in events:
             self.events.append(event)
             if isinstance(event, AgentStatus):
@@ -124,6 +139,104 @@ class Host:
             self.spent += size
 
 
+class FakePool(KernelPool):
+    """Remembers what the kernel would have been given."""
+
+    def __init__(self, error: OSError | None = None, denied: str = "") -> None:
+        super().__init__("/nonexistent")
+        self.given = bytearray()
+        self.reseeds = 0
+        self.error = error
+        self._deny = denied
+
+    def credit(self, data: bytearray) -> None:
+        if self.error is not None:
+            raise self.error
+        self.denied = self._deny
+        self.given += data
+
+    def reseed(self) -> None:
+        self.reseeds += 1
+
+
+class Rig:
+    """An agent and a host in one thread, on a clock that only ``pass_s`` moves."""
+
+    def __init__(
+        self,
+        folder: Path,
+        make_sink: Callable[[Loop], Sink] | None = None,
+        *,
+        rate: int | None = 100,
+        window: int = 4096,
+        chop: int = 1 << 20,
+        max_window: int = 65536,
+        pool: FakePool | None = None,
+        uevents: socket.socket | None = None,
+    ) -> None:
+        self.now_ns = 1_000_000_000_000
+        self.pool = pool or FakePool()
+        self.loop = Loop()
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(str(folder / "channel"))
+        self.listener.listen(4)
+        self.listener.settimeout(DEADLINE_S)
+        self.sink = make_sink(self.loop) if make_sink else KernelSink(self.pool, rate)
+        settings = Settings(self.sink.name, str(folder / "channel"), rate, window)
+        port = Port(settings.channel)
+        self.agent = Agent(settings, self.loop, port, self.sink, self.pool, Log(), uevents)
+        self.agent.step(self.now_ns)
+        self.host = self.accept(chop=chop, max_window=max_window)
+        self._stopped = False
+
+    def accept(self, *, chop: int = 1 << 20, max_window: int = 65536) -> Host:
+        link, _ = self.listener.accept()
+        return Host(link.detach(), chop=chop, max_window=max_window, clock=lambda: self.now_ns)
+
+    def turn(self) -> int | None:
+        """Both ends once; when the agent wants to be called again."""
+        due_ns = self.agent.step(self.now_ns)
+        self.loop.wait(0)
+        self.host.turn(0)
+        return due_ns
+
+    def settle(self, rounds: int = 60) -> None:
+        for _ in range(rounds):
+            self.turn()
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        """Turns, in real time, without moving the clock."""
+        end = time.monotonic() + DEADLINE_S
+        while not condition():
+            self.turn()
+            time.sleep(0.001)
+            if time.monotonic() > end:
+                raise AssertionError(
+                    f"{what}: {self.sink.state}, {self.sink.detail}, {self.host.session.state}"
+                )
+
+    def pass_s(self, seconds: float) -> None:
+        """Moves the clock in steps of at most half a second, both ends following."""
+        end_ns = self.now_ns + int(seconds * 1e9)
+        while self.now_ns < end_ns:
+            self.now_ns = min(self.now_ns + 500_000_000, end_ns)
+            self.settle(4)
+
+    def stop(self) -> None:
+        if not self._stopped:
+            self._stopped = True
+            self.agent.stop(self.now_ns)
+
+    def __enter__(self) -> Rig:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self.loop.close()
+        self.listener.close()
+        os.close(self.host.link)
+
+
 @contextmanager
 def listening(folder: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -138,9 +251,11 @@ __all__ = [
     "DEADLINE_S",
     "Acked",
     "Ended",
+    "FakePool",
     "Host",
     "Lost",
     "Opened",
+    "Rig",
     "Violation",
     "listening",
     "stream",
