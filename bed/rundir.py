@@ -51,8 +51,10 @@ class RunDirectory:
         sweep()
         self.user = unprivileged()
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
-        self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Locked before it has its name: another run's sweep never finds it free.
+        self._lock = os.open(self.path / "new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        (self.path / "new").rename(self.path / _LOCK)
         self.path.chmod(0o711)
         self.boot = self.folder("boot")  # kernels and images: what QEMU, unprivileged, must be able to read
 
