@@ -217,7 +217,7 @@ class Agent:
 
     def _feed(self, now_ns: int) -> None:
         self._sink.tick(now_ns)
-        while len(self._stock):
+        while True:  # at least once: an rngd may have been left a whole block by another
             with self._stock.view() as view:
                 n = self._sink.offer(view, now_ns)
             if not n:

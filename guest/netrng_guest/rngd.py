@@ -58,6 +58,7 @@ class RngdSink(Sink):
         self._kill_ns: Optional[int] = None  # set between SIGTERM and the end
         self._backoff_ns = FIRST_BACKOFF_NS
         self._verdict: Optional[Tuple[str, str]] = None  # why this child has to go, or went
+        self._blocks = self._bad_block = 0  # number of the block given last, and of the last one rejected
         self._rejected = self._clean = 0
         self._last_line = ""
 
@@ -78,6 +79,7 @@ class RngdSink(Sink):
             return 0
         block = self._left + data[:n]
         self._pipe.put(block)
+        self._blocks += 1
         wipe(block)
         wipe(self._left)
         self._left = bytearray()
@@ -145,8 +147,9 @@ class RngdSink(Sink):
         self._moved_ns = now_ns
         if self._pipe.waiting or self._verdict is not None:
             return
-        self._clean += 1
-        if self.state == "starting" or self._clean > 1:
+        if self._bad_block != self._blocks:  # what it says of a block may come before or after this
+            self._clean += 1
+        if self.state == "starting" or self._clean >= 2:
             self._rejected = 0
             self._say("ok", self._title())
 
@@ -193,6 +196,7 @@ class RngdSink(Sink):
         elif REJECTED in line:
             self._rejected += 1
             self._clean = 0
+            self._bad_block = self._blocks
             self._say("complaining", line)
             if self._rejected >= MAX_REJECTED:
                 self._condemn("complaining", line)
