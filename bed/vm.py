@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import io
 import re
 import shlex
@@ -210,6 +211,13 @@ class VM:
         saved = connection.saveImageGetXMLDesc(str(path), libvirt.VIR_DOMAIN_XML_SECURE)
         connection.restoreFlags(str(path), self._moved(saved, target), 0)
         self._move_to(target)
+
+    def restore_twin(self, path: Path, host: PrivateLibvirtd) -> VM:
+        """A second guest from the same saved state, with the same UUID, on another libvirtd: a clone."""
+        twin = copy.copy(self)
+        twin.jobs = Jobs(twin._line)
+        twin.restore(path, host)
+        return twin
 
     def migrate(self, target: PrivateLibvirtd) -> None:
         """Migrates it live to `target`; this object then stands for the guest there."""

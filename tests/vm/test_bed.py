@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import libvirt
 import pytest
-from bed import rundir
+from bed import kvm, rundir
 from bed.libvirtd import PrivateLibvirtd
 from bed.packages import Artefacts, BedError
 from bed.rundir import RunDirectory
@@ -94,6 +95,29 @@ def test_save_restore_pause_and_reset(boot_vm: BootVM, libvirtd: PrivateLibvirtd
     guest.reset()
     assert guest.boot_id() != boot
     assert guest.run("cat /tmp/kept").rc != 0
+
+
+def test_one_saved_state_lives_twice(
+    boot_vm: BootVM, libvirtd: PrivateLibvirtd, other_libvirtd: PrivateLibvirtd
+) -> None:
+    guest = boot_vm("clone", genid=True)
+    boot = guest.boot_id()
+    image = libvirtd.folder / "clone.image"
+    guest.save(image)
+    guest.restore(image)
+    with contextlib.closing(guest.restore_twin(image, other_libvirtd)) as twin:
+        guest.check("touch /tmp/mine")
+        assert twin.run("test -e /tmp/mine").rc == 1
+        assert guest.boot_id() == twin.boot_id() == boot
+        assert guest.channel_socket() != twin.channel_socket()
+        for one in (guest, twin):
+            assert "virtual machine fork" in one.check("dmesg"), "the kernel must see a new generation ID"
+    image.unlink()
+
+
+def test_whether_an_accelerator_boots_a_guest(bed: Artefacts, run_directory: RunDirectory) -> None:
+    assert kvm.boots(run_directory, bed, "tcg")
+    assert not kvm.boots(run_directory, bed, "none-such")
 
 
 @pytest.mark.shared_state
