@@ -243,7 +243,6 @@ class Decoder:
             if stop > end:
                 self._scanned = inner - start
                 return start
-            scanned = 0
             with memoryview(buffer) as view, view[start + HEADER_SIZE : stop - 4] as payload:
                 if zlib.crc32(payload, crc) == _U32.unpack_from(buffer, stop - 4)[0]:
                     frame = self._parse(kind, session, payload)

@@ -330,6 +330,16 @@ def test_the_host_may_make_the_window_smaller() -> None:
     assert bench.output() == [Grant(H, 164, 64, 0)]
 
 
+def test_what_was_granted_is_not_taken_back() -> None:
+    bench = Bench()
+    bench.receive(Probe(H, 1, 1))
+    bench.receive(Accept(H, nonce(1), 1, 65536))
+    assert bench.output() == [Grant(H, 64, 0, 0)]  # for the seed, though the agent asked for nothing
+    bench.sample(0, 64)
+    bench.guest.ack(64)
+    assert bench.output() == [Grant(H, 64, 64, 0)]
+
+
 def test_a_starved_host_hears_of_every_byte() -> None:
     bench = Bench().seeded(100)
     bench.sample(64, 36)
@@ -428,6 +438,7 @@ def test_flush() -> None:
     half = encode_sample(H, 64, b"\xff" * 100)
     bench.guest.receive(half[:70], bench.now)
     assert bench.guest.flush() == [SessionEnded("flushed")]
+    assert bench.guest.decoder._buffer == b""
     bench.wait(0)
     assert bench.output() == [Knock(nonce(2))]
     assert bench.guest.receive(half[70:], bench.now) == bench.guest.flush() == []

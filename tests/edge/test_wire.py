@@ -292,15 +292,25 @@ def test_the_reserved_byte_is_zero() -> None:
 # --- wiping
 
 
-def test_what_was_consumed_is_overwritten() -> None:
+def test_what_was_consumed_is_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     receiver = decoder(True)
     encoded = encode_sample(H, 0, b"\xff" * 100)
     receiver.feed(encoded[:60])
     first = receiver._buffer
     receiver.feed(encoded[60:90])
     second = receiver._buffer
+    wiped: list[bytearray] = []
+    wipe = wire.wipe
+
+    def noted(buffer: bytearray) -> None:
+        wiped.append(buffer)
+        wipe(buffer)
+
+    monkeypatch.setattr(wire, "wipe", noted)
     assert len(receiver.feed(encoded[90:])) == 1
-    assert not any(first) and not any(second) and not receiver._buffer
+    assert sorted(map(len, wiped)) == [90, len(encoded)]
+    assert not any(map(any, [first, second, *wiped]))
+    assert not receiver._buffer
 
 
 def test_a_half_received_frame_can_be_wiped() -> None:
