@@ -78,9 +78,9 @@ class Child:
             lines.append(rest)
             self._close_output()
         for line in lines:
-            text = line[:MAX_LINE].decode("ascii", "replace").strip()
+            text = " ".join(line[:MAX_LINE].decode("ascii", "replace").split())
             if text:
-                self._said("".join(c if c.isprintable() else "?" for c in text))
+                self._said("".join(c if " " <= c <= "~" else "?" for c in text))
 
     def poll(self) -> Optional[str]:
         """None while it runs, else how it ended, after all that it said was read."""

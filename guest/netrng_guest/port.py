@@ -58,7 +58,7 @@ class Port:
         self._channel = channel
         self._sysfs = sysfs
         self._dev = dev
-        self._end_is_gone = False  # for a socket the end of input is the end; a port's host may come back
+        self._end_is_gone = False  # the end of a socket's or terminal's input is the end; a port's host may return
         self._buffer = bytearray(READ_SIZE)
         self.path = ""
         self.fd: Optional[int] = None
@@ -83,7 +83,7 @@ class Port:
         except (OSError, termios.error) as error:
             self.close()
             raise PortError("{}: {}".format(path, _explain(error))) from None
-        self._end_is_gone = stat.S_ISSOCK(mode)
+        self._end_is_gone = stat.S_ISSOCK(mode) or os.isatty(self.fd)
         return self.fd
 
     def read_all(self) -> Tuple[bytearray, bool, bool]:

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding the channel through sysfs, and its three kinds: port, terminal, socket."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pty
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from netrng_guest import port
+from netrng_guest.port import BUSY, Port, PortError, find_port
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, str]]:
+    """The host's end of a terminal, and the path of the guest's."""
+    host, guest = pty.openpty()
+    name = os.ttyname(guest)
+    os.close(guest)
+    yield host, name
+    os.close(host)
+
+
+def make_ports(folder: Path, **names: str) -> str:
+    for device, name in names.items():
+        (folder / device).mkdir()
+        (folder / device / "name").write_text(name + "\n")
+    return str(folder)
+
+
+def test_the_port_is_found_by_its_name(tmp_path: Path) -> None:
+    sysfs = make_ports(
+        tmp_path, vport0p1="org.qemu.guest_agent.0", vport0p2="org.netrng.0", vport1p1="org.netrng.01"
+    )
+    (tmp_path / "vport0p0").mkdir()  # a console has no name
+    assert find_port(sysfs, "/dev") == "/dev/vport0p2"
+
+
+def test_no_such_port(tmp_path: Path) -> None:
+    assert find_port(str(tmp_path / "absent")) is None
+    sysfs = make_ports(tmp_path, vport0p1="org.netrng.00")
+    assert find_port(sysfs) is None
+    with pytest.raises(
+        PortError, match=r"^no channel org\.netrng\.0; on the host: netrng-hostd attach DOMAIN$"
+    ):
+        Port(None, sysfs).open()
+
+
+def test_a_device_that_sysfs_knows_and_dev_does_not(tmp_path: Path) -> None:
+    sysfs = make_ports(tmp_path, vport0p1="org.netrng.0")
+    with pytest.raises(PortError, match=r"vport0p1: No such file or directory$"):
+        Port(None, sysfs, str(tmp_path / "dev")).open()
+
+
+def test_a_terminal_is_raw_after_every_open(terminal: tuple[int, str]) -> None:
+    host, name = terminal
+    everything = bytes(range(256))
+    guest = Port(name)
+    for _ in range(2):
+        guest.open()
+        assert guest.read_all() == (bytearray(), True, False)
+        os.write(host, everything)
+        assert guest.read_all()[0] == everything
+        assert guest.write(everything) == 256
+        assert os.read(host, 4096) == everything, "echoed or changed on its way"
+        guest.close()
+
+
+def test_a_terminal_whose_host_goes() -> None:
+    host, guest_end = pty.openpty()
+    guest = Port(os.ttyname(guest_end))
+    guest.open()
+    os.close(guest_end)
+    os.close(host)
+    with pytest.raises(PortError, match=r"closed by the host$"):
+        guest.read_all()
+    with pytest.raises(PortError, match=r"detached or closed by the host$"):
+        guest.write(b"x")
+    guest.close()
+
+
+def test_a_socket_tells_its_end_after_what_came_before(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(1)
+        guest = Port(str(tmp_path / "s"))
+        fd = guest.open()
+        assert not os.get_blocking(fd)
+        host, _ = listener.accept()
+        with host:
+            assert guest.read_all() == (bytearray(), True, False)
+            host.sendall(b"abc")
+        assert guest.read_all() == (bytearray(b"abc"), True, True)
+        with pytest.raises(PortError, match=r"closed by the host$"):
+            guest.read_all()
+        guest.close()
+        guest.close()
+
+
+def test_a_flood_is_read_in_bounded_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(port, "MAX_READ", 1000)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(1)
+        guest = Port(str(tmp_path / "s"))
+        guest.open()
+        host, _ = listener.accept()
+        with host:
+            guest._buffer = bytearray(600)
+            host.sendall(bytes(range(256)) * 10)
+            data, connected, more = guest.read_all()
+            assert (len(data), connected, more) == (1200, True, True)
+            assert not any(guest._buffer), "what was read is still in the buffer"
+        guest.close()
+
+
+def test_a_port_without_a_host_reads_as_not_connected(tmp_path: Path) -> None:
+    # A FIFO that nobody writes to reads like one: the end at once.
+    os.mkfifo(tmp_path / "p")
+    guest = Port(str(tmp_path / "p"))
+    guest.fd = os.open(tmp_path / "p", os.O_RDONLY | os.O_NONBLOCK)
+    assert guest.read_all() == (bytearray(), False, False)
+    guest.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (errno.EBUSY, BUSY),
+        (errno.EACCES, "permission denied (run as root)"),
+        (errno.ENODEV, "detached or closed by the host"),
+        (errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_what_the_kernel_says_is_explained(monkeypatch: pytest.MonkeyPatch, code: int, text: str) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    guest = Port("/dev/null")
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(PortError) as caught:
+        guest.open()
+    assert str(caught.value) == f"/dev/null: {text}"
+    assert guest.fd is None
+
+
+def test_a_full_channel_takes_nothing(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(1)
+        guest = Port(str(tmp_path / "s"))
+        guest.open()
+        host, _ = listener.accept()
+        with host:
+            while guest.write(bytes(65536)):
+                pass
+            assert guest.write(b"x") == 0
+        guest.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_no_channel(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x"
+    if kind == "file":
+        path.write_text("")
+    else:
+        path.mkdir()
+    with pytest.raises(PortError, match="neither a character device nor a socket"):
+        Port(str(path)).open()

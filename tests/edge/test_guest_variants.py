@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Telling one rngd from another, and the arguments that leave it one source: us."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from netrng_guest import variants
+
+COMMON = ["-f", "-r", "/proc/self/fd/0", "-o", "/dev/urandom"]
+HELP = {
+    "r5": "-d, --no-drng=1|0  Do not use drng\n-n, --no-tpm=1|0\n",
+    "rd": "-t, --feed-interval=n\n-T, --rng-timeout=n\n",
+    "r6": "-x, --exclude=n\n-n, --include=n\n-l, --list\n",
+    "r6 without a list": "-x, --exclude=n\n",
+    "none": "usage: something else\n",
+}
+LIST = """\
+Entropy sources that are available but disabled
+4: NIST Network Entropy Beacon (nist)
+8: Qrypt quantum entropy beacon (qrypt)
+Available and enabled entropy sources:
+0: Hardware RNG Device (hwrng)
+2: Intel RDRAND Instruction RNG (rdrand)
+5: JITTER Entropy generator (jitter)
+9: Named pipe entropy input (namedpipe)
+"""
+
+
+def fake(folder: Path, help_text: str, version: str, listing: str = LIST, wait: str = "") -> str:
+    path = folder / "rngd"
+    path.write_text(
+        "#!/bin/sh\n"
+        f"case \"$1\" in --help) cat <<'E'\n{help_text}E\n;; --version) echo 'rngd {version}' >&2; exit 1;;\n"
+        f"-l) {wait}\ncat <<'E'\n{listing}E\nexit 1;; esac\n"
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "extra", "start_bytes"),
+    [("r5", "5", ["-d", "1", "-n", "1"], 8), ("rd", "2.2", [], 8)],
+)
+def test_by_its_own_help(tmp_path: Path, kind: str, version: str, extra: list[str], start_bytes: int) -> None:
+    path = fake(tmp_path, HELP[kind], version)
+    assert variants.identify(path) == variants.Variant(kind, version, [path, *COMMON, *extra], start_bytes)
+
+
+def test_upstream_excludes_all_that_it_lists_but_hwrng(tmp_path: Path) -> None:
+    path = fake(tmp_path, HELP["r6"], "6.17")
+    found = variants.identify(path)
+    excluded = [word for name in ("jitter", "namedpipe", "nist", "qrypt", "rdrand") for word in ("-x", name)]
+    assert found == variants.Variant("r6", "6.17", [path, *COMMON, *excluded], 24)
+
+
+@pytest.mark.parametrize("trouble", ["no list", "empty", "slow"])
+def test_upstream_without_a_usable_list(
+    tmp_path: Path, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(variants, "LIST_S", 0.2)
+    help_text = HELP["r6 without a list" if trouble == "no list" else "r6"]
+    listing = "" if trouble == "empty" else LIST
+    path = fake(tmp_path, help_text, "6.17", listing, "exec sleep 5" if trouble == "slow" else "")
+    found = variants.identify(path)
+    assert found is not None
+    assert found.argv == [path, *COMMON, "-x", "namedpipe", "-x", "rdrand"]
+
+
+def test_something_else_of_that_name(tmp_path: Path) -> None:
+    assert variants.identify(fake(tmp_path, HELP["none"], "1")) is None
+    assert variants.identify(str(tmp_path / "absent")) is None
+    (tmp_path / "text").write_text("no program")
+    (tmp_path / "text").chmod(0o755)
+    assert variants.identify(str(tmp_path / "text")) is None
+
+
+def test_looked_for_in_path_and_where_daemons_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants, "FOLDERS", (str(tmp_path / "sbin"),))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert variants.find_rngd() is None
+    for name in ("sbin", "bin"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rngd").write_text("")
+        assert variants.find_rngd() == (None if name == "sbin" else str(tmp_path / "sbin" / "rngd"))
+        (tmp_path / name / "rngd").chmod(0o755)
+        assert variants.find_rngd() == str(tmp_path / name / "rngd")
