@@ -154,7 +154,7 @@ path = "{path}"
 
 @contextlib.contextmanager
 def process(command: list[str], become_root: list[str], log: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is told to end when the block does, in a session of its own: Ctrl-C is ours to handle."""
+    """A process that is told to end when the block does; in its own session, for Ctrl-C is ours to handle."""
     started = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         yield started
@@ -210,7 +210,7 @@ def watch(query: list[str], seconds: int, console: Console) -> None:
 
 
 def due(quotas: tuple[DemoQuota, ...], total: float) -> dict[str, float]:
-    """Each domain's rate when all ask: clamp(λ · weight, reservation, limit) with the λ that adds up to total."""
+    """Each domain's rate when all ask: clamp(λ · weight, reservation, limit), λ such that they add up."""
 
     def shares(factor: float) -> dict[str, float]:
         return {

@@ -172,8 +172,9 @@ class Hostd:
         return status
 
     def domain(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = next(d for d in self.status()["domains"] if d["name"] == name)
-        return found
+        """One domain's status; all empty while the daemon does not know it."""
+        unknown: dict[str, Any] = {"state": "", "detail": "", "bytes_acked": 0, "bytes_lost": 0, "agent": None}
+        return next((d for d in self.status()["domains"] if d["name"] == name), unknown)
 
     def send_signal(self, number: int) -> None:
         assert self.process is not None

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole of netrng on the bed: the agent in a guest under strace, what it was given, a daemon beside it."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from bed.libvirtd import PrivateLibvirtd
+from bed.packages import ROOT
+from bed.vm import VM, Job
+from tests.edge.rig import Hostd
+
+from netrng_guest import wire
+
+PYZ = ROOT / "dist" / "netrng-guest.pyz"
+AGENT = "/opt/netrng-guest.pyz"
+TRACE = "/run/trace"
+BootVM = Callable[..., VM]
+
+# Whole buffers in hexadecimal (-x -s), with the path behind each descriptor (-y), a file for each process
+# (-ff), so that no line is cut in two by another: only for tests, whose source is no secret.
+_STRACE = f"strace -ff -qq -y -x -s 70000 -e trace=readv,ioctl -o {TRACE}"
+_PAID = re.compile(r"RNDADDENTROPY, \{entropy_count=(\d+)")
+# Run in the guest: the serial line is slow, so only the bytes that were read cross it.
+_BYTES_READ = f"""
+import glob, re
+read = re.compile(r'readv\\(\\d+</dev/vport[^>]*>, \\[{{iov_base="((?:\\\\x[0-9a-f]{{2}})+)"')
+with open("/run/bytes-read", "wb") as out:
+    for name in sorted(glob.glob("{TRACE}.*"), key=lambda name: int(name.rsplit(".", 1)[1])):
+        with open(name, encoding="ascii", errors="replace") as trace:
+            for line in trace:
+                for escaped in read.findall(line):
+                    out.write(bytes.fromhex(escaped.replace("\\\\x", "")))
+"""
+
+
+class Evidence(NamedTuple):
+    """What strace saw of an agent and its rngd."""
+
+    samples: list[wire.Sample]
+    credited: list[int]  # bits of each RNDADDENTROPY
+    reseeds: int
+
+    @property
+    def pieces(self) -> list[bytes]:
+        return [bytes(sample.data) for sample in self.samples]
+
+    @property
+    def sessions(self) -> list[bytes]:
+        """In the order of their first samples."""
+        return list(dict.fromkeys(sample.session for sample in self.samples))
+
+
+def boot_with_agent(boot_vm: BootVM, name: str, *, trace: bool = True, arguments: str = "", **options: object) -> VM:
+    """A guest whose main program is the agent; its log is /run/main.out."""
+    run = f"{_STRACE} " if trace else ""
+    main = f"exec {run}python3 -I -S {AGENT} run {arguments}"
+    return boot_vm(name, files={AGENT: PYZ}, main=main, **options)
+
+
+def start_agent(vm: VM, arguments: str = "", trace: bool = True) -> Job:
+    """Starts one by hand, in a guest that has the file."""
+    run = f"{_STRACE} " if trace else ""
+    return vm.spawn(f"exec {run}python3 -I -S {AGENT} run {arguments}")
+
+
+def evidence(vm: VM) -> Evidence:
+    """What the agent in ``vm`` has been given so far, from the trace of its reads."""
+    vm.put("/run/bytes-read.py", _BYTES_READ.encode())
+    vm.check("python3 -I -S /run/bytes-read.py", 60)
+    calls = vm.check(f"grep -o 'RNDADDENTROPY, .entropy_count=[0-9]*\\|RNDRESEEDCRNG' -h {TRACE}.*", 60)
+    decoder = wire.Decoder(from_host=True, max_payload=wire.MAX_DATA + 8)
+    samples = []
+    for frame in decoder.feed(vm.fetch("/run/bytes-read", 120)):
+        if isinstance(frame, wire.Sample):
+            samples.append(wire.Sample(frame.session, frame.offset, bytearray(frame.data)))
+    return Evidence(samples, [int(bits) for bits in _PAID.findall(calls)], calls.count("RNDRESEEDCRNG"))
+
+
+def credits(vm: VM) -> int:
+    """How often the guest's kernel has been credited so far."""
+    return int(vm.check(f"cat {TRACE}.* | grep -c 'RNDADDENTROPY, ' || true").split()[0])
+
+
+def hostd_config(uri: str, source: Path | str, kind: str = "prng", *, transport: str = "socket", extra: str = "") -> str:
+    """hostd.toml for a private libvirtd; the caller's ``extra`` comes last."""
+    return (
+        f'[libvirt]\nuris = ["{uri}"]\ntransport = "{transport}"\n'
+        f'[[source]]\nname = "test"\nkind = "{kind}"\npath = "{source}"\n{extra}'
+    )
+
+
+def make_hostd(folder: Path, libvirtd: PrivateLibvirtd, source: Path | str, **options: str) -> Hostd:
+    """A daemon (not started) for the guests of ``libvirtd``, in a folder of its own."""
+    own = folder / f"hostd-{uuid.uuid4().hex[:6]}"
+    own.mkdir()
+    return Hostd(own, hostd_config(libvirtd.uri, source, **options))
