@@ -7,7 +7,7 @@ import logging
 import time
 
 from netrng_hostd.config import SourceConfig
-from netrng_hostd.sources.identity import is_virtual, rng_current
+from netrng_hostd.sources.identity import is_hwrng, is_virtual, rng_current
 from netrng_hostd.sources.reader import SourceReader, SourceState
 
 log = logging.getLogger("netrng.source")
@@ -63,7 +63,7 @@ class SourceWatch:
 
     def _kernel_name(self) -> str | None:
         # Other devices than this one are not behind the kernel's hw_random framework.
-        return rng_current() if self.config.path == "/dev/hwrng" else None
+        return rng_current() if is_hwrng(self.config.path) else None
 
     def _log_state(self) -> None:
         self.since_ns = time.monotonic_ns()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole of netrng on the bed: the agent in a guest under strace, what it was given, a daemon beside it."""
+"""All of netrng on the bed: the agent in a guest under strace, what it was given, a daemon beside it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ class Evidence(NamedTuple):
         return list(dict.fromkeys(sample.session for sample in self.samples))
 
 
-def boot_with_agent(boot_vm: BootVM, name: str, *, trace: bool = True, arguments: str = "", **options: object) -> VM:
+def boot_with_agent(
+    boot_vm: BootVM, name: str, *, trace: bool = True, arguments: str = "", **options: object
+) -> VM:
     """A guest whose main program is the agent; its log is /run/main.out."""
     run = f"{_STRACE} " if trace else ""
     main = f"exec {run}python3 -I -S {AGENT} run {arguments}"
@@ -86,7 +88,9 @@ def credits(vm: VM) -> int:
     return int(vm.check(f"cat {TRACE}.* | grep -c 'RNDADDENTROPY, ' || true").split()[0])
 
 
-def hostd_config(uri: str, source: Path | str, kind: str = "prng", *, transport: str = "socket", extra: str = "") -> str:
+def hostd_config(
+    uri: str, source: Path | str, kind: str = "prng", *, transport: str = "socket", extra: str = ""
+) -> str:
     """hostd.toml for a private libvirtd; the caller's ``extra`` comes last."""
     return (
         f'[libvirt]\nuris = ["{uri}"]\ntransport = "{transport}"\n'
