@@ -9,8 +9,10 @@ needs nothing of the host that an unprivileged QEMU may not read.
 
 from __future__ import annotations
 
+import io
 import lzma
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -52,6 +54,21 @@ def build(
             if program.exists():
                 _program(archive, program, str(program))
         archive.close()
+
+
+def extend(image: Path, target: Path, files: Mapping[str, bytes | Path], links: Mapping[str, str]) -> None:
+    """Writes `image` with more executable files and links to `target`."""
+    own = io.BytesIO()
+    archive = Archive(own)
+    for path, points_to in links.items():
+        archive.link(path, points_to)
+    for path, content in files.items():
+        archive.file(path, content.read_bytes() if isinstance(content, Path) else content, 0o755)
+    archive.close()
+    shutil.copyfile(image, target)
+    with target.open("ab") as out:
+        out.write(b"\0" * (-out.tell() % 4))
+        out.write(own.getvalue())
 
 
 def _skeleton(archive: Archive, busybox: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -18,7 +19,6 @@ from bed.packages import PYTHON, BedError
 from bed.rundir import RunDirectory
 
 _START_S = 30.0
-_REAPER = Path(reaper_program.__file__).read_text()  # as text: an unprivileged user may not read a checkout
 
 
 class PrivateLibvirtd:
@@ -34,6 +34,8 @@ class PrivateLibvirtd:
         self.folder = run.folder(name)
         self.socket = self.folder / "r/libvirt/libvirt-sock"
         self.log = self.folder / "libvirtd.log"
+        # Copied: an unprivileged user may not be able to read the checkout.
+        self._reaper = shutil.copyfile(reaper_program.__file__, run.boot / "reaper.py")
         self._pid: int | None = None
         self._reapers: list[subprocess.Popen[bytes]] = []  # one per start, while VMs of that start live
         self._connection: libvirt.virConnect | None = None
@@ -70,7 +72,7 @@ class PrivateLibvirtd:
             return
         reaper = subprocess.Popen(
             # --timeout 0: it would end itself after two idle minutes.
-            [*self.run.user.prefix(), PYTHON, "-I", "-S", "-c", _REAPER, "libvirtd", "--timeout", "0"],
+            [*self.run.user.prefix(), PYTHON, "-I", "-S", self._reaper, "libvirtd", "--timeout", "0"],
             env=self._environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one daemon and adopts what it leaves behind; a program of its own, given to an interpreter as text.
+"""Runs one daemon and adopts what it leaves behind; a program of its own.
 
 libvirtd detaches its QEMUs, and whoever is process 1 then has to reap them: in a container that may be
 nobody, and libvirt waits seconds for a dead QEMU to vanish.  Here they become our children and are reaped

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small guest on a private libvirt: made in about five seconds, driven over a serial line."""
+"""A small guest on a private libvirt: up in two or three seconds, driven over a serial line."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
 import copy
-import io
-import re
 import shlex
 import shutil
 import time
@@ -15,25 +13,19 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Callable, TypeVar
-from xml.sax.saxutils import escape, quoteattr
 
 import libvirt
 
-from bed.cpio import Archive
+from bed import initramfs
+from bed.domain_xml import CHANNEL, CHANNEL_XML, Files, Hardware, channel_socket, domain_xml
 from bed.jobs import Jobs, Result
 from bed.libvirtd import PrivateLibvirtd
 from bed.packages import Artefacts, BedError
 
-CHANNEL = "org.netrng.0"
-CHANNEL_XML = f"<channel type='unix'><target type='virtio' name='{CHANNEL}'/></channel>"
+__all__ = ["CHANNEL", "CHANNEL_XML", "VM", "BedTimeout", "Job"]
+
 BOOT_S = 90.0
-# The last three only save time.
-_KERNEL_ARGS = "console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off i8042.nokbd"
 _T = TypeVar("_T")
-# libvirt writes <source mode='bind' path='…'/> and then <target …>.
-_CHANNEL_SOURCE = re.compile(
-    rf"<source mode='bind' path='([^']+)'/>\s*<target type='virtio' name='{re.escape(CHANNEL)}'"
-)
 
 
 class BedTimeout(BedError):
@@ -116,45 +108,18 @@ class VM:
         self._main = main
         self._rngd = rngd
         self._boot = host.run.boot
-        serial = "" if channel or not controller else "<controller type='virtio-serial' index='0'/>"
-        self.xml = f"""
-<domain type='{"kvm" if kvm else "qemu"}'>
-  <name>{escape(name)}</name>
-  <uuid>{self.uuid}</uuid>
-  {"<genid/>" if genid else ""}
-  <metadata>{metadata}</metadata>
-  <memory unit='MiB'>{memory_mib}</memory>
-  <vcpu>1</vcpu>
-  {cpu}
-  <os>
-    <type arch='x86_64' machine='pc'>hvm</type>
-    <kernel>{self._boot / artefacts.kernel.name}</kernel>
-    <initrd>{self._initrd}</initrd>
-    <cmdline>{escape(f"{_KERNEL_ARGS} {kernel_args}".strip())}</cmdline>
-  </os>
-  <features><acpi/></features>
-  <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>destroy</on_crash>
-  <devices>
-    <controller type='usb' model='none'/>
-    <memballoon model='none'/>
-    <serial type='file'>
-      <source path={quoteattr(str(self.console))} append='on'/><target port='0'/>
-    </serial>
-    <serial type='unix'>
-      <source mode='bind' path={quoteattr(str(self._line_on(host)))}/><target port='1'/>
-    </serial>
-    {serial}
-    {CHANNEL_XML if channel else ""}
-    {devices}
-  </devices>
-</domain>"""
+        self.xml = domain_xml(
+            name,
+            self.uuid,
+            Hardware(channel, controller, memory_mib, metadata, devices, kernel_args, cpu, kvm, genid),
+            Files(self._boot / artefacts.kernel.name, self._image, self.console, self._line_on(host)),
+        )
 
     # Life
 
     def start(self, wait: bool = True) -> VM:
         """Boots it, by default until it answers."""
-        self._build_initrd()
-        self.console.unlink(missing_ok=True)
+        self._write_files()
         connection = self.host.connection()
         if self._persistent:
             connection.defineXML(self.xml).create()
@@ -244,7 +209,7 @@ class VM:
         for step in (libvirt.virDomain.destroy, libvirt.virDomain.undefine):
             with contextlib.suppress(libvirt.libvirtError):
                 step(self.domain)
-        self._initrd.unlink(missing_ok=True)
+        self._image.unlink(missing_ok=True)
 
     # Its inside
 
@@ -307,8 +272,7 @@ class VM:
 
     def channel_socket(self) -> Path | None:
         """The socket of org.netrng.0 on the host, from the live XML; None without one."""
-        found = _CHANNEL_SOURCE.search(self.domain.XMLDesc())
-        return Path(found.group(1)) if found else None
+        return channel_socket(self.domain.XMLDesc())
 
     def _console_on(self, host: PrivateLibvirtd) -> Path:
         return host.folder / f"{self.name}.console"
@@ -331,27 +295,19 @@ class VM:
         self.jobs.close()
 
     @property
-    def _initrd(self) -> Path:
+    def _image(self) -> Path:
         return self._boot / f"{self.name}.cpio"
 
-    def _build_initrd(self) -> None:
+    def _write_files(self) -> None:
         kernel = self._boot / self._artefacts.kernel.name
         if not kernel.exists():
             shutil.copyfile(self._artefacts.kernel, kernel)
-        own = io.BytesIO()
-        archive = Archive(own)
-        archive.file("bed/name", self.name.encode())
+        files = {"bed/name": self.name.encode(), **self._files}
         if self._main is not None:
-            archive.file("bed/main", self._main.encode())
-        if self._rngd is not None:
-            archive.link("usr/sbin/rngd", f"/opt/{self._rngd}/usr/sbin/rngd")
-        for path, content in self._files.items():
-            archive.file(path, content.read_bytes() if isinstance(content, Path) else content, 0o755)
-        archive.close()
-        shutil.copyfile(self._artefacts.initramfs, self._initrd)
-        with self._initrd.open("ab") as out:
-            out.write(b"\0" * (-out.tell() % 4))
-            out.write(own.getvalue())
+            files["bed/main"] = self._main.encode()
+        links = {} if self._rngd is None else {"usr/sbin/rngd": f"/opt/{self._rngd}/usr/sbin/rngd"}
+        initramfs.extend(self._artefacts.initramfs, self._image, files, links)
+        self.console.unlink(missing_ok=True)
 
     def __enter__(self) -> VM:
         try:
