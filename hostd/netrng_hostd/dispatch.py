@@ -162,7 +162,7 @@ class Dispatcher:
         return True
 
     def _wake_when_due(self, now_ns: int) -> None:
-        """``now_ns`` is when nothing was to be sent: with a later one, what fell due since would be missed."""
+        """``now_ns`` is when nothing was to be sent; a later one would miss what fell due since."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -117,7 +117,7 @@ def _run_command(options: argparse.Namespace) -> int:
 
 
 def _refuse_sources(config: Config) -> None:
-    """A PRNG or a file that the configuration calls a device is a mistake in it, not trouble with a device."""
+    """A PRNG or a file called a device is a mistake in the configuration, not trouble with a device."""
     for source in config.sources:
         reason = refuse_reason(source.path, source.kind)
         if reason is not None:

@@ -173,7 +173,8 @@ class Hostd:
 
     def domain(self, name: str) -> dict[str, Any]:
         """One domain's status; all empty while the daemon does not know it."""
-        unknown: dict[str, Any] = {"state": "", "detail": "", "bytes_acked": 0, "bytes_lost": 0, "agent": None}
+        unknown: dict[str, Any] = dict.fromkeys(("state", "detail"), "")
+        unknown.update(bytes_acked=0, bytes_lost=0, agent=None)
         return next((d for d in self.status()["domains"] if d["name"] == name), unknown)
 
     def send_signal(self, number: int) -> None:

@@ -428,7 +428,7 @@ def test_something_wrong(file: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_an_invalid_configuration(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text("sample_sise = 1")
     for config_only in (True, False):
-        assert check.run(str(file), config_only=config_only, list_them=_never) == 1
+        assert check.run(str(file), config_only=config_only, list_them=_never) == 2
         said = capsys.readouterr().out
         assert said.startswith(f'WRONG  {file}: sample_sise: unknown key, did you mean "sample_size"?')
         assert said.endswith("\n1 thing to mend\n")

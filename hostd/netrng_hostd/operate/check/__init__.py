@@ -18,12 +18,11 @@ __all__ = ["Finding", "findings", "run"]
 def findings(
     path: str | None, *, config_only: bool = False, list_them: ListDomains = list_domains
 ) -> Iterator[Finding]:
-    """Everything that was found, in the order of the journey; ``list_them`` asks libvirt."""
-    try:
-        config = load(path)
-    except ConfigError as error:
-        yield problem(str(error))
-        return
+    """Everything that was found, in the order of the journey; ``list_them`` asks libvirt.
+
+    Raises ConfigError.
+    """
+    config = load(path)
     for source in config.sources:
         yield from check_refused(source)
     yield from _without_effect(config)
@@ -38,18 +37,29 @@ def findings(
 
 
 def run(path: str | None, *, config_only: bool = False, list_them: ListDomains = list_domains) -> int:
-    """Prints what was found, as it is found; returns 1 if anything is wrong, else 0."""
+    """Prints what was found, as it is found.
+
+    Returns 2 if the configuration cannot be read, 1 if anything else is wrong, else 0.
+    """
     wrong = notes = 0
-    for finding in findings(path, config_only=config_only, list_them=list_them):
-        wrong += finding.wrong
-        notes += not finding.wrong
-        print(f"{'WRONG' if finding.wrong else 'note '}  {finding.text}", flush=True)
+    try:
+        for finding in findings(path, config_only=config_only, list_them=list_them):
+            wrong += finding.wrong
+            notes += not finding.wrong
+            _print(finding)
+    except ConfigError as error:
+        _print(problem(str(error)))
+        return 2
     what = "the configuration" if config_only else "the configuration and this host"
     if wrong:
         print(f"{wrong} thing{'s' if wrong > 1 else ''} to mend")
     else:
         print(f"nothing wrong with {what}{f', {notes} to note' if notes else ''}")
     return 1 if wrong else 0
+
+
+def _print(finding: Finding) -> None:
+    print(f"{'WRONG' if finding.wrong else 'note '}  {finding.text}", flush=True)
 
 
 def _without_effect(config: Config) -> Iterator[Finding]:
