@@ -88,6 +88,19 @@ def credits(vm: VM) -> int:
     return int(vm.check(f"cat {TRACE}.* | grep -c 'RNDADDENTROPY, ' || true").split()[0])
 
 
+def wait_for_credits(vm: VM, above: int, deadline_s: float = 60) -> int:
+    """Waits until the guest's kernel was credited more often than that; says how often."""
+    vm.wait_for(lambda: credits(vm) > above, deadline_s, f"more than {above} credits")
+    return credits(vm)
+
+
+def wait_for_acked(hostd: Hostd, vm: VM, at_least: int, deadline_s: float = 60) -> int:
+    """Waits until the daemon has so many bytes acknowledged by the guest; says how many."""
+    what = f"{at_least} bytes acknowledged by {vm.name}"
+    vm.wait_for(lambda: hostd.domain(vm.name)["bytes_acked"] >= at_least, deadline_s, what)
+    return int(hostd.domain(vm.name)["bytes_acked"])
+
+
 def hostd_config(
     uri: str, source: Path | str, kind: str = "prng", *, transport: str = "socket", extra: str = ""
 ) -> str:

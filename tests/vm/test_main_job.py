@@ -10,9 +10,17 @@ from pathlib import Path
 
 import pytest
 from bed.libvirtd import PrivateLibvirtd
-from tests.edge.rig import fed_fifo, wait_for
+from tests.edge.rig import fed_fifo
 from tests.streams import assert_disjoint, stream
-from tests.vm.rig import BootVM, boot_with_agent, credits, evidence, make_hostd
+from tests.vm.rig import (
+    BootVM,
+    boot_with_agent,
+    credits,
+    evidence,
+    make_hostd,
+    wait_for_acked,
+    wait_for_credits,
+)
 
 BLOCK = 2500
 
@@ -42,17 +50,11 @@ def test_two_guests_get_disjoint_pieces_and_their_kernels_are_credited(
         ]
         for guest in guests:
             guest.wait_up()
+        first = [wait_for_credits(guest, 40) for guest in guests]
         for guest in guests:
-            guest.wait_for(lambda g=guest: credits(g) > 40, 60, "the first block to be credited")
-        first = [credits(guest) for guest in guests]
-        acked = [hostd.domain(guest.name)["bytes_acked"] for guest in guests]
-        for guest, before in zip(guests, acked):
-            wait_for(
-                lambda g=guest, b=before: hostd.domain(g.name)["bytes_acked"] >= b + 2 * BLOCK,
-                "two more blocks acknowledged", 60,
-            )  # fmt: skip
+            wait_for_acked(hostd, guest, hostd.domain(guest.name)["bytes_acked"] + 2 * BLOCK)
         for guest, before in zip(guests, first):
-            guest.wait_for(lambda g=guest, b=before: credits(g) > b, 30, "more credit than before")
+            wait_for_credits(guest, before)
         status = hostd.status()
         assert status["ledger_ok"]
         for domain in status["domains"]:
@@ -80,14 +82,14 @@ def test_the_hardware_rng_itself(boot_vm: BootVM, libvirtd: PrivateLibvirtd, tmp
     with make_hostd(tmp_path, libvirtd, "/dev/hwrng", kind="device", extra=reserve) as hostd:
         hostd.start()
         guest = boot_with_agent(boot_vm, "fed", arguments="--rate 100kB/s")
-        guest.wait_for(lambda: credits(guest) > 40, 60, "the first block to be credited")
+        wait_for_credits(guest, 40)
         before = hostd.status()
-        wait_for(lambda: hostd.domain("fed")["bytes_acked"] > 150_000, "150,000 bytes acknowledged", 90)
+        wait_for_acked(hostd, guest, 150_000, 90)
         after = hostd.status()
         read = after["sources"][0]["bytes_read"] - before["sources"][0]["bytes_read"]
         acked = after["domains"][0]["bytes_acked"] - before["domains"][0]["bytes_acked"]
         assert acked >= 0.95 * read
         assert after["sources"][0]["kind"] == "device"
         assert after["sources"][0]["rng_current"]
-        guest.wait_for(lambda: credits(guest) > 41 * 10, 30, "the kernel credited block by block")
+        wait_for_credits(guest, 41 * 10)
         print(json.dumps({"read": read, "acked": acked, "credits": credits(guest), "uid": os.geteuid()}))
