@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -97,6 +98,24 @@ def test_version_1_never_changes() -> None:
     for (who, kind, encoded), frame in zip(lines, CONVERSATION):
         assert decoder(who == "host").feed(encoded) == [frame]
         assert encoded[2] == getattr(wire, kind)
+
+
+def test_the_example_in_the_documentation_is_that_conversation() -> None:
+    text = (GOLDEN.parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    example = text.partition("```hex\n")[2].partition("```")[0]
+    split = [line.split(None, 2) for line in example.splitlines() if not line.startswith("#")]
+    assert [(who, kind, bytes.fromhex(frame)) for who, kind, frame in split] == golden_lines(1)
+
+
+def test_the_documented_kinds_and_sizes() -> None:
+    text = (GOLDEN.parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(..)` \| (\w+) \| (\w+) \| .* \| (.*) \|$", text, re.MULTILINE)
+    assert len(rows) == len({type(frame) for frame in CONVERSATION})
+    for kind, name, sender, size in rows:
+        assert getattr(wire, name) == int(kind, 16)
+        assert (int(kind, 16) & wire.FROM_HOST != 0) == (sender == "host")
+        if size.isdigit():
+            assert wire._LAYOUTS[int(kind, 16)][1].size == int(size) if name != "KNOCK" else size == "8"
 
 
 def test_a_frame_is_as_documented() -> None:
