@@ -203,6 +203,14 @@ def test_a_new_weight_is_in_force_at_once_and_earns_nothing(ahead: bool) -> None
     assert abs(turns.count(other) - 25) <= 2
 
 
+def test_a_lead_is_as_many_bytes_at_any_weight() -> None:
+    queue, (changed, _) = contest(1, 100)
+    for _ in range(100):
+        queue.push(changed, SAMPLE)
+    queue.reweigh(changed, 100)
+    assert serve(queue, 20).count(changed) >= 8
+
+
 def test_a_new_weight_for_one_who_is_away() -> None:
     queue, (away, other) = contest(100, 100)
     queue.leave(away)

@@ -65,7 +65,7 @@ class FairQueue(Generic[AnyRival]):
 
     @property
     def operations(self) -> int:
-        """Levels of heaps walked so far."""
+        """Heap pushes, pops and levels so far."""
         return self._eligible.operations + self._pending.operations + self._ahead.operations
 
     @property
@@ -129,11 +129,11 @@ class FairQueue(Generic[AnyRival]):
         self._ahead.put(rival, _tag(rival))
 
     def reweigh(self, rival: AnyRival, weight: int) -> None:
-        """A new weight; the tag stays, rounded up to a whole byte."""
-        place = rival.place
+        """A new weight; how many bytes the rival is ahead or behind stays."""
+        place, time = rival.place, self.virtual_time
         if place is not None:
             self._remove(rival)
-        rival.served = -(-rival.served * weight // rival.weight)
+        rival.served += _bytes_at(time, weight) - _bytes_at(time, rival.weight)
         rival.weight = weight
         if place is self._ahead:
             rival.place = place

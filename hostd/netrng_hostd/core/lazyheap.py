@@ -3,8 +3,8 @@
 
 Every call costs O(log n), amortised: an entry is pushed once and popped once, and when dead entries
 outnumber the live ones the heap is rebuilt, which the pushes that made them have paid for.
-`operations` counts the levels of the tree that were walked, so that a test can hold the cost to log n
-without a clock.
+`operations` counts pushes, pops and the levels of the tree that each may walk, so that a test can hold the
+cost to log n without a clock.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LazyHeap(Generic[Item]):
         entry = (key, self._order, item)
         live[item] = entry
         heappush(entries, entry)
-        self.operations += len(entries).bit_length()
+        self.operations += 1 + len(entries).bit_length()
         if len(entries) > 2 * len(live) + _SLACK:
             self._rebuild()
 
@@ -61,14 +61,14 @@ class LazyHeap(Generic[Item]):
             entry = entries[0]
             if live.get(entry[2]) is entry:
                 return entry
-            self.operations += len(entries).bit_length()
+            self.operations += 1 + len(entries).bit_length()
             heappop(entries)
         return None
 
     def pop(self) -> Item:
         """Removes and returns the item that `top` has just shown."""
         entries = self._entries
-        self.operations += len(entries).bit_length()
+        self.operations += 1 + len(entries).bit_length()
         item = heappop(entries)[2]
         del self._live[item]
         return item

@@ -88,7 +88,7 @@ class Scheduler:
 
     @property
     def operations(self) -> int:
-        """Levels of heaps walked so far: the cost, counted."""
+        """Heap pushes, pops and levels so far: the cost, counted."""
         heaps = (self._blocked, self._waiting, self._due, self._seeds, self._fading)
         return self._queue.operations + sum(heap.operations for heap in heaps)
 
