@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import selectors
@@ -19,6 +20,7 @@ from typing import Any
 
 from netrng_guest import wire
 
+F_SETPIPE_SZ = 1031  # fcntl(2); Python names it from 3.10 on
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "error"}
 
 
@@ -212,6 +214,8 @@ def fed_fifo(path: Path, data: bytes, rate: int | None = None) -> Iterator[None]
     os.mkfifo(path)
     stop = threading.Event()
     fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # its own reader, so that no writer ever sees EPIPE
+    if rate is not None:
+        fcntl.fcntl(fd, F_SETPIPE_SZ, 4096)  # a page: what waits in it would come at once, not at the rate
 
     def write() -> None:
         view, piece = memoryview(data), 4096 if rate is None else max(1, rate // 50)
