@@ -58,7 +58,7 @@ class Port:
         self._channel = channel
         self._sysfs = sysfs
         self._dev = dev
-        self._end_is_gone = False  # the end of a socket's or terminal's input is the end; a port's host may return
+        self._end_is_gone = False  # a port's host may return after the end of input, others' not
         self._buffer = bytearray(READ_SIZE)
         self.path = ""
         self.fd: Optional[int] = None
