@@ -28,7 +28,7 @@ demo: venv guest       ## three small VMs fed from the hardware RNG, seen live (
 test: lint test-fast coverage test-vm  ## everything: linters, fast tests, 100 % branches of the core, real VMs
 
 test-fast: venv  ## no VM, no root: seconds
-	.venv/bin/pytest -q -p no:cacheprovider tests/core tests/edge tests/packaging
+	.venv/bin/pytest -q -p no:cacheprovider -n auto --dist worksteal tests/core tests/edge tests/packaging
 
 coverage: venv   ## each core module covered by its own test file alone, every branch
 	@PATH=$(CURDIR)/.venv/bin:$$PATH scripts/coverage

@@ -60,7 +60,7 @@ def test_a_manager_that_does_not_read_stops_nothing(tmp_path: Path, monkeypatch:
     ("usec", "pid", "expected"),
     [
         ("60000000", None, 30.0),
-        ("60000000", str(os.getpid()), 30.0),
+        ("60000000", "own", 30.0),
         ("60000000", "1", None),
         ("0", None, None),
         (None, None, None),
@@ -74,5 +74,5 @@ def test_watchdog(
         if value is None:
             monkeypatch.delenv(key, raising=False)
         else:
-            monkeypatch.setenv(key, value)
+            monkeypatch.setenv(key, str(os.getpid()) if value == "own" else value)
     assert systemd.watchdog_interval_s() == expected
