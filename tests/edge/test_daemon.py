@@ -60,7 +60,7 @@ def given(*served: Guest) -> list[bytes]:
 def test_every_byte_goes_to_one_guest_once(tmp_path: Path) -> None:
     data = stream(300_000)
     with (
-        fed_fifo(tmp_path / "fifo", data),
+        fed_fifo(tmp_path / "fifo", data, rate=150_000),  # slower than they ask: the shares are the daemon's
         guests(tmp_path, "a", "b", "c") as served,
         Hostd(tmp_path, config_of(tmp_path, "a", "b", "c")) as hostd,
     ):
