@@ -431,7 +431,7 @@ def test_an_invalid_configuration(file: Path, capsys: pytest.CaptureFixture[str]
         assert check.run(str(file), config_only=config_only, list_them=_never) == 2
         said = capsys.readouterr().out
         assert said.startswith(f'WRONG  {file}: sample_sise: unknown key, did you mean "sample_size"?')
-            assert len(said.splitlines()) == 1
+        assert len(said.splitlines()) == 1
 
 
 def test_the_configuration_alone(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
