@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent: one thread that reads top-down as the journey of a sample in the VM.
 
-    port.read → session.receive → kernel (the seed) or stock → sink.offer → session.ack → port.write
+    line.read → session.receive → kernel (the seed) or stock → sink.offer → session.ack → line.write
 
 ``step`` does all that is due at one moment and never waits; ``Loop.wait`` sleeps until a descriptor or the
 next timer calls for another one.  A timer that lies in the past after a step has nothing left to do.
@@ -13,23 +13,20 @@ from typing import List, Optional, Union
 
 from . import __version__
 from .config import Settings
-from .demand import BLOCK_SIZE, SECOND_NS, Demand
+from .demand import BLOCK_SIZE, Demand
 from .generation import heard_new_generation
 from .kernel import KernelPool
-from .log import NOTICE, WARNING, Log
+from .line import Line
+from .log import Log
 from .loop import Loop
 from .nonce import new_nonce
-from .port import Port, PortError
+from .port import Port
 from .session import Data, Event, GuestSession, SessionEnded, SessionOpened
 from .sink import Sink
 from .stock import Stock
 from .wire import SEED_SIZE, wipe
 
-FIRST_OPEN_NS, MAX_OPEN_NS = SECOND_NS, 10 * SECOND_NS  # between two tries to open the channel
-FIRST_LOOK_NS, MAX_LOOK_NS = SECOND_NS // 5, 2 * SECOND_NS  # between two looks whether a host is connected
-GREETING_NS = SECOND_NS  # how long a host that just connected has for its PROBE before we knock
 MIN_RNGD_WINDOW = BLOCK_SIZE + SEED_SIZE
-MAX_OUTPUT = 4096  # bytes that wait for room in the channel
 
 
 class Agent:
@@ -45,23 +42,14 @@ class Agent:
         log: Log,
         uevents: Optional[socket.socket] = None,
     ) -> None:
-        window = max(settings.window, MIN_RNGD_WINDOW) if sink.name == "rngd" else settings.window
         self._rate = settings.rate
-        self._window = window
-        self._loop, self._port, self._sink, self._pool, self._log = loop, port, sink, pool, log
-        self._session = GuestSession(new_nonce, window)
-        self._stock = Stock(window)
+        self._window = max(settings.window, MIN_RNGD_WINDOW) if sink.name == "rngd" else settings.window
+        self._line = Line(loop, port, log)
+        self._sink, self._pool, self._log = sink, pool, log
+        self._session = GuestSession(new_nonce, self._window)
+        self._stock = Stock(self._window)
         self._demand: Optional[Demand] = None  # of the open session
         self._delivered = 0  # bytes of the open session that arrived
-        self._output = bytearray()
-        self._readable = False
-        self._host = False  # a host is connected, as far as we can tell
-        self._open_ns: Optional[int] = 0  # when to open the channel
-        self._open_gap_ns = FIRST_OPEN_NS
-        self._look_ns: Optional[int] = None  # when to look whether a host is there
-        self._look_gap_ns = FIRST_LOOK_NS
-        self._knock_ns = 0  # not before
-        self._trouble = ""  # the last thing logged about the channel
         self._reported = ("", "", 0)
         self._copied = False
         self.taken = 0  # bytes that kernel and sink took, of all sessions
@@ -70,12 +58,12 @@ class Agent:
 
     def step(self, now_ns: int) -> Optional[int]:
         """Does all that is due; returns when there will be more to do by time alone."""
-        if self._copied:
-            self._copied = False
-            self._note("this VM was copied or restored: everything in flight is dropped", now_ns)
-            self._handle(self._session.flush(), now_ns)
-        self._open_port(now_ns)
-        self._read(now_ns)
+        data = self._line.read(now_ns)
+        self._renew(now_ns)
+        if data:
+            events = self._session.receive(data, now_ns)
+            wipe(data)
+            self._handle(events, now_ns)
         self._feed(now_ns)
         self._ask(now_ns)
         self._report()
@@ -85,90 +73,25 @@ class Agent:
     def stop(self, now_ns: int) -> None:
         """Says BYE if that fits, overwrites what is in flight and ends the sink."""
         self._handle(self._session.close(), now_ns)
-        if self._port.fd is not None:
-            try:
-                self._port.write(self._output + self._session.take_output())
-            except PortError:
-                pass
-            self._close_port()
+        self._line.write(self._session.take_output(), now_ns)
+        self._line.close()
         self._sink.stop()
         self._pool.close()
 
-    # --- the channel
-
-    def _open_port(self, now_ns: int) -> None:
-        if self._open_ns is None or now_ns < self._open_ns:
-            return
-        try:
-            fd = self._port.open()
-        except PortError as error:
-            self._lost_port(error, now_ns)
-            return
-        self._open_ns = None
-        self._host = self._readable = True
-        self._knock_ns = now_ns
-        self._look_gap_ns = FIRST_LOOK_NS
-        self._say_once("opened " + self._port.path, now_ns)
-        self._handle(self._session.flush(), now_ns)
-        self._loop.watch(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET, self._on_port)
-
-    def _read(self, now_ns: int) -> None:
-        if self._look_ns is not None and now_ns >= self._look_ns:
-            self._readable = True
-        if not self._readable or self._port.fd is None:
-            return
-        self._readable = False
-        try:
-            data, connected, self._readable = self._port.read_all()
-        except PortError as error:
-            self._lost_port(error, now_ns)
-            return
-        if connected != self._host:
-            self._host = connected
-            self._knock_ns = now_ns + GREETING_NS
-            self._look_gap_ns = FIRST_LOOK_NS
-        self._look_ns = None
-        if not connected:
-            self._output.clear()
-            self._look_ns = now_ns + self._look_gap_ns
-            self._look_gap_ns = min(2 * self._look_gap_ns, MAX_LOOK_NS)
-        if data:
-            self._open_gap_ns = FIRST_OPEN_NS
-            events = self._session.receive(data, now_ns)
-            wipe(data)
-            self._handle(events, now_ns)
+    def _renew(self, now_ns: int) -> None:
+        """Ends the session when its channel or its VM is not what it was."""
+        if self._copied:
+            self._note("this VM was copied or restored: everything in flight is dropped", now_ns)
+        if self._copied or self._line.renewed:
+            self._copied = self._line.renewed = False
+            self._handle(self._session.flush(), now_ns)
 
     def _write(self, now_ns: int) -> None:
-        if self._port.fd is None or not self._host:
+        if not self._line.host:
             return
-        if now_ns >= self._knock_ns or not self._session.knock_due(now_ns):
+        if now_ns >= self._line.knock_ns or not self._session.knock_due(now_ns):
             self._session.tick(now_ns)
-        if len(self._output) < MAX_OUTPUT:
-            self._output += self._session.take_output()
-        if not self._output:
-            return
-        try:
-            del self._output[: self._port.write(self._output)]
-        except PortError as error:
-            self._lost_port(error, now_ns)
-
-    def _lost_port(self, error: PortError, now_ns: int) -> None:
-        self._close_port()
-        self._say_once(str(error), now_ns)
-        self._handle(self._session.flush(), now_ns)
-        self._open_ns = now_ns + self._open_gap_ns
-        self._open_gap_ns = min(2 * self._open_gap_ns, MAX_OPEN_NS)
-
-    def _close_port(self) -> None:
-        if self._port.fd is not None:
-            self._loop.unwatch(self._port.fd)
-            self._port.close()
-        self._output.clear()
-        self._host = self._readable = False
-        self._look_ns = None
-
-    def _on_port(self, events: int) -> None:
-        self._readable = True
+        self._line.write(self._session.take_output() if self._line.has_room else b"", now_ns)
 
     def _on_uevent(self, uevents: socket.socket) -> None:
         self._copied = heard_new_generation(uevents) or self._copied
@@ -250,18 +173,13 @@ class Agent:
     def _note(self, text: str, now_ns: int) -> None:
         self._log.line(text, now_ns)
 
-    def _say_once(self, text: str, now_ns: int) -> None:
-        if text != self._trouble:
-            self._trouble = text
-            self._log.line(text, now_ns, WARNING if self._port.fd is None else NOTICE)
-
     def _next_ns(self, now_ns: int) -> Optional[int]:
-        if self._readable:
+        line_ns = self._line.next_ns(now_ns)
+        if line_ns == now_ns:
             return now_ns
-        due = [self._open_ns, self._look_ns, self._sink.next_ns()]
-        if self._host:
-            due.append(self._session.next_tick_ns)
-            due.append(self._knock_ns)
+        due = [line_ns, self._sink.next_ns()]
+        if self._line.host:
+            due += [self._session.next_tick_ns, self._line.knock_ns]
         if self._demand is not None:
             due.append(self._demand.next_ns(self._delivered, self._session.outstanding))
         return min((time_ns for time_ns in due if time_ns is not None and time_ns > now_ns), default=None)

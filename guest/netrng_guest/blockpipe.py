@@ -13,7 +13,7 @@ import termios
 from typing import Tuple
 
 from .loop import Loop
-from .sink import shrink_pipe
+from .pipesink import shrink_pipe
 
 
 class BlockPipe:

@@ -17,9 +17,10 @@ from .generation import open_uevents
 from .kernel import KernelPool
 from .log import Log
 from .loop import Loop
+from .pipesink import PipeSink, StdoutClosed, StdoutSink
 from .port import Port
 from .rngd import RngdSink
-from .sink import KernelSink, PipeSink, Sink, StdoutClosed, StdoutSink
+from .sink import KernelSink, Sink
 
 EXAMPLE = """\
 examples:

@@ -41,10 +41,10 @@ def main() -> None:
         print("Available and enabled entropy sources:\n0: Hardware RNG Device (hwrng)")
         print("2: Intel RDRAND Instruction RNG (rdrand)\n5: JITTER Entropy generator (jitter)")
         sys.exit(1)
-    with (HERE / "starts").open("a") as starts:
-        starts.write(f"{os.getpid()}\n")
     if mode == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with (HERE / "starts").open("a") as starts:
+        starts.write(f"{os.getpid()}\n")
     if mode in ("parked", "deaf"):
         while True:
             time.sleep(60)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from tests.edge.guest_lab import Ended, FakePool, Lost, Opened, Rig, stream
 
-from netrng_guest.agent import MAX_LOOK_NS, Agent
+from netrng_guest.agent import Agent
 from netrng_guest.config import Settings
+from netrng_guest.line import MAX_LOOK_NS
 from netrng_guest.log import Log
 from netrng_guest.loop import Loop
 from netrng_guest.port import Port
@@ -237,9 +238,9 @@ def steps_of(agent: Agent, loop: Loop, seconds: int) -> int:
     while now_ns < end_ns:
         due_ns = agent.step(now_ns)
         steps += 1
-        before = agent._readable
+        before = agent._line._readable
         loop.wait(0)
-        if agent._readable and not before:
+        if agent._line._readable and not before:
             continue  # an event: another step at the same moment
         assert due_ns is None or due_ns > now_ns, "the agent spins"
         now_ns = end_ns if due_ns is None else due_ns

@@ -112,7 +112,7 @@ def test_whole_blocks_behind_the_bytes_that_it_reads_first(feeder: Feeder) -> No
     for n in range(3):
         assert feeder.offer() == BLOCK_SIZE
         feeder.drain(f"block {n}")
-    until(lambda: len((feeder.folder / "blocks").read_bytes()) == 4 * BLOCK_SIZE, "four blocks")
+    until(lambda: (feeder.folder / "blocks").stat().st_size == 4 * BLOCK_SIZE, "four blocks")
     blocks = (feeder.folder / "blocks").read_bytes()
     assert blocks == stream(START_BYTES, 4 * BLOCK_SIZE), "blocks begin in the wrong place"
     assert len(feeder.starts()) == 1
@@ -122,7 +122,7 @@ def test_whole_blocks_behind_the_bytes_that_it_reads_first(feeder: Feeder) -> No
 def test_a_parked_rngd_is_replaced_and_its_bytes_go_to_the_next(feeder: Feeder) -> None:
     feeder.turn()
     feeder.offer()
-    feeder.until((feeder.folder / "starts").exists, "start")
+    feeder.until(lambda: (feeder.folder / "starts").exists() and feeder.starts(), "start")
     feeder.turn(PARKED_NS / SECOND_NS - 0.1)
     assert feeder.sink.state == "starting"
     feeder.turn(0.2)
@@ -138,8 +138,10 @@ def test_a_parked_rngd_is_replaced_and_its_bytes_go_to_the_next(feeder: Feeder) 
     assert feeder.offer(1) == 0
     assert feeder.offer(0) == 0 and feeder.sink.pid is not None
     feeder.drain("what the first one left")
-    until((feeder.folder / "blocks").exists, "a block")
-    assert (feeder.folder / "blocks").read_bytes() == stream(START_BYTES, BLOCK_SIZE)
+    blocks = feeder.folder / "blocks"
+    until(
+        lambda: blocks.exists() and blocks.read_bytes() == stream(START_BYTES, BLOCK_SIZE), "the same block"
+    )
     feeder.until_state("ok")
 
 
@@ -147,7 +149,7 @@ def test_a_parked_rngd_is_replaced_and_its_bytes_go_to_the_next(feeder: Feeder) 
 def test_one_that_ignores_sigterm_is_killed_after_three_seconds(feeder: Feeder) -> None:
     feeder.turn()
     feeder.offer()
-    until((feeder.folder / "starts").exists, "start")
+    until(lambda: (feeder.folder / "starts").exists() and feeder.starts(), "start")
     feeder.turn(PARKED_NS / SECOND_NS)
     assert feeder.sink.state == "parked"
     pid = feeder.sink.pid
@@ -390,7 +392,7 @@ def test_the_agent_killed_takes_rngd_along(tmp_path: Path) -> None:
     )
     with parent:
         assert parent.stdout is not None
-        until((tmp_path / "starts").exists, "start")
+        until(lambda: (tmp_path / "starts").exists() and (tmp_path / "starts").read_text(), "start")
         pid = int((tmp_path / "starts").read_text())
         parent.kill()
         until(
