@@ -14,6 +14,7 @@ import logging
 import signal
 import time
 from contextlib import AsyncExitStack
+from typing import Any
 
 from netrng_hostd.config import Config, ConfigError, load
 from netrng_hostd.core.health import HealthTests
@@ -26,7 +27,7 @@ from netrng_hostd.hypervisor.domain_xml import LiveDomain
 from netrng_hostd.operate import systemd
 from netrng_hostd.operate.control import ControlServer
 from netrng_hostd.operate.status import DaemonStatus
-from netrng_hostd.roster import Roster
+from netrng_hostd.roster import Roster, where_raised
 from netrng_hostd.snapshot import Meters, take_snapshot
 from netrng_hostd.sources import make_source
 from netrng_hostd.sources.reader import Delivery, SourceReader
@@ -57,6 +58,7 @@ class Daemon:
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT.  Source or libvirt trouble is a state, not an end."""
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_log_exception)
         async with AsyncExitStack() as stack:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop.set)
@@ -174,13 +176,28 @@ class Daemon:
         log.log(level, "libvirt %s: %s%s", state.uri, state.state, detail)
 
     async def _tick(self) -> None:
+        told = ""
         while True:
             now_ns = time.monotonic_ns()
             self.roster.tick(now_ns)
             self.source_watch.tick(now_ns)
             self._meters.tick(now_ns, self.source_watch.config.name, self.ledger, self.roster)
             systemd.notify("WATCHDOG=1")
+            if (summary := self._summary()) != told:
+                told = summary
+                systemd.notify(f"STATUS={summary}")
             await asyncio.sleep(TICK_S)
+
+
+    def _summary(self) -> str:
+        """One line for `systemctl status`."""
+        states = [entry.channel.state for entry in self.roster.entries]
+        return f"source {self.source_watch.state.name}, {states.count('open')} of {len(states)} channels open"
+
+
+def _log_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """One line for a mistake of ours, in the place of asyncio's traceback."""
+    log.error("%s", where_raised(context.get("exception")))
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

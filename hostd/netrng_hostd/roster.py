@@ -100,6 +100,7 @@ class Roster:
 
     def vanished(self, domain: LiveDomain) -> None:
         self.without_channel.pop((domain.uri, domain.uuid), None)
+        self._refused.discard((domain.uri, domain.uuid))
         self._remove((domain.uri, domain.uuid))
 
     def renewed(self, domain: LiveDomain) -> None:
@@ -136,14 +137,27 @@ class Roster:
         channel = Channel(name, path or f"{uri} {name}", connect, session, self._dispatcher)
         self._dispatcher.add(uuid, channel, quota)
         task = asyncio.get_running_loop().create_task(channel.run(), name=f"channel {name}")
-        task.add_done_callback(lambda _: self._dispatcher.remove(channel))
+        task.add_done_callback(lambda done: self._ended(name, channel, done))
         self._entries[key] = Entry(name, uuid, uri, kind, path, quota, channel, task)
 
+    def _ended(self, name: str, channel: Channel, task: asyncio.Task[None]) -> None:
+        self._dispatcher.remove(channel)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s: no longer served: %s", name, where_raised(task.exception()))
+
     def _remove(self, key: tuple[str, str]) -> None:
-        self._refused.discard(key)
         entry = self._entries.pop(key, None)
         if entry is not None:
             entry.task.cancel()
+
+
+def where_raised(error: BaseException | None) -> str:
+    """An error of ours in one line, without its text: that may show what it was handling."""
+    place = error.__traceback__ if error is not None else None
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    at = f" at {place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place is not None else ""
+    return f"internal error: {type(error).__name__}{at}; please report it"
 
 
 def _connector(domain: LiveDomain, open_stream: OpenStream | None) -> Connect:

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what discovery says to channels, with protocol ends in the place of VMs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.edge.rig import Guest
+
+from netrng_hostd.config import ChannelConfig
+from netrng_hostd.core.ledger import Ledger
+from netrng_hostd.core.quota import QuotaRule
+from netrng_hostd.core.reservoir import Reservoir
+from netrng_hostd.core.scheduler import Scheduler
+from netrng_hostd.dispatch import Dispatcher
+from netrng_hostd.hypervisor.domain_xml import LiveChannel, LiveDomain
+from netrng_hostd.roster import Roster, static_uuid, where_raised
+
+UUID = "8b1fdb5e-0000-4000-8000-000000000001"
+URI = "test:///one"
+
+
+PATHLESS = LiveDomain("vm", UUID, URI, 1, LiveChannel("virtio", None, "bind", None))
+
+
+def domain(
+    path: Path | None, name: str = "vm", uuid: str = UUID, uri: str = URI, mode: str = "bind"
+) -> LiveDomain:
+    channel = None if path is None else LiveChannel("virtio", str(path), mode, None)
+    return LiveDomain(name, uuid, uri, 1, channel)
+
+
+@contextlib.asynccontextmanager
+async def rosters(max_domains: int = 16, *rules: QuotaRule) -> AsyncIterator[tuple[Roster, Dispatcher]]:
+    ledger = Ledger()
+    dispatcher = Dispatcher("source", Reservoir(65536, 1024), Scheduler(512), ledger)
+    roster = Roster(dispatcher, rules, max_domains)
+    try:
+        yield roster, dispatcher
+    finally:
+        await roster.close()
+        dispatcher.stop()
+
+
+async def until(condition: Callable[[], object], deadline_s: float = 10.0) -> None:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + deadline_s
+    while not condition():
+        assert loop.time() < end, "condition not met before the deadline"
+        await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[Guest]:
+    made = Guest(tmp_path / "vm.sock")
+    yield made
+    made.close()
+
+
+def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_domain_comes_is_served_and_goes(tmp_path: Path, guest: Guest) -> None:
+    async def scenario() -> None:
+        async with rosters() as (roster, dispatcher):
+            roster.appeared(domain(tmp_path / "vm.sock"), None)
+            (entry,) = roster.entries
+            await until(lambda: entry.channel.state == "open")
+            roster.vanished(domain(tmp_path / "vm.sock"))
+            assert not roster.entries
+            await until(lambda: guest.conn is None)
+            dispatcher.check()
+
+    run(scenario)
+
+
+def test_a_channel_that_is_attached_detached_or_moved_is_followed(tmp_path: Path, guest: Guest) -> None:
+    async def scenario() -> None:
+        async with rosters() as (roster, _):
+            bare, there = domain(None), domain(tmp_path / "vm.sock")
+            roster.appeared(bare, None)
+            assert list(roster.without_channel.values()) == ["vm"]
+            assert not roster.entries
+            roster.changed(bare, there, None)
+            assert not roster.without_channel
+            await until(lambda: roster.entries[0].channel.state == "open")
+            first = roster.entries[0].channel
+            roster.changed(there, there, None)  # nothing that matters to the channel
+            assert roster.entries[0].channel is first
+            elsewhere = domain(tmp_path / "elsewhere.sock")
+            roster.changed(there, elsewhere, None)
+            assert roster.entries[0].path == str(tmp_path / "elsewhere.sock")
+            roster.changed(elsewhere, bare, None)
+            assert not roster.entries
+
+    run(scenario)
+
+
+def test_one_uuid_on_two_connections_has_one_bucket(tmp_path: Path, guest: Guest) -> None:
+    """As during a migration between two hypervisors that one daemon watches."""
+
+    async def scenario() -> None:
+        async with rosters() as (roster, dispatcher):
+            here, there = domain(tmp_path / "vm.sock"), domain(tmp_path / "other.sock", uri="test:///two")
+            roster.appeared(here, None)
+            roster.appeared(there, None)
+            assert len(roster.entries) == 2
+            await until(lambda: any(entry.channel.state == "open" for entry in roster.entries))
+            assert list(dispatcher._channels) == [UUID]
+            roster.vanished(here)
+            other = Guest(tmp_path / "other.sock")
+            try:
+                await until(lambda: roster.entries[0].channel.state == "open", 15)
+            finally:
+                other.close()
+
+    run(scenario)
+
+
+def test_more_domains_than_admitted_are_refused_once_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with rosters(1) as (roster, _):
+            roster.appeared(domain(tmp_path / "a", "a"), None)
+            for _ in range(3):
+                roster.appeared(domain(tmp_path / "b", "b", uuid=UUID[:-1] + "2"), None)
+            assert [entry.name for entry in roster.entries] == ["a"]
+
+    run(scenario)
+    assert sum("max_domains" in record.message for record in caplog.records) == 1
+
+
+def test_why_a_domain_cannot_be_connected(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with rosters() as (roster, _):
+            roster.appeared(domain(tmp_path / "x", mode="connect"), None)
+            (entry,) = roster.entries
+            await until(lambda: entry.channel.state == "unreachable")
+            assert "mode='bind'" in entry.channel.detail
+            roster.changed(domain(tmp_path / "x", mode="connect"), PATHLESS, None)
+            (entry,) = roster.entries
+            await until(lambda: entry.channel.state == "unreachable")
+            assert "libvirt shows no socket" in entry.channel.detail
+
+    run(scenario)
+
+
+def test_a_stream_is_opened_where_the_configuration_says_so(tmp_path: Path, guest: Guest) -> None:
+    async def scenario() -> None:
+        opened: list[str] = []
+
+        async def open_stream(wanted: LiveDomain) -> socket.socket:
+            opened.append(wanted.uuid)
+            sock = socket.socket(socket.AF_UNIX)
+            sock.connect(str(tmp_path / "vm.sock"))
+            return sock
+
+        async with rosters() as (roster, _):
+            roster.appeared(PATHLESS, open_stream)
+            await until(lambda: roster.entries[0].channel.state == "open")
+            assert opened == [UUID]
+
+    run(scenario)
+
+
+def test_static_sockets_and_new_rules(tmp_path: Path, guest: Guest) -> None:
+    async def scenario() -> None:
+        async with rosters() as (roster, _):
+            roster.add_static(ChannelConfig("vm", str(tmp_path / "vm.sock")))
+            (entry,) = roster.entries
+            assert (entry.kind, entry.uuid, entry.uri) == ("static", static_uuid("vm"), "")
+            assert entry.quota.weight == 100
+            await until(lambda: entry.channel.state == "open")
+            roster.use_rules([QuotaRule("all", ("*",), weight=7)])
+            assert roster.entries[0].quota.weight == 7
+            assert entry.channel.state == "open"
+            roster.remove_static("vm")
+            assert not roster.entries
+
+    run(scenario)
+
+
+def test_an_internal_error_is_one_line_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with rosters() as (roster, _):
+
+            async def broken(wanted: LiveDomain) -> socket.socket:
+                raise RuntimeError("secret bytes")
+
+            roster.appeared(PATHLESS, broken)
+            await until(lambda: any("internal error" in r.message for r in caplog.records))
+
+    with caplog.at_level(logging.INFO):
+        run(scenario)
+    assert "secret" not in caplog.text
+    assert "RuntimeError at " in where_raised(_raised())
+
+
+def _raised() -> BaseException:
+    try:
+        raise RuntimeError("secret")
+    except RuntimeError as error:
+        return error
