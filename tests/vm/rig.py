@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bed.libvirtd import PrivateLibvirtd
 from bed.packages import ROOT
@@ -19,6 +20,9 @@ from netrng_guest import wire
 PYZ = ROOT / "dist" / "netrng-guest.pyz"
 AGENT = "/opt/netrng-guest.pyz"
 TRACE = "/run/trace"
+# Small stores: a slow source's bytes soon reach the VMs.
+SMALL = '[reservoir]\nsize = "8KiB"\nseed_reserve = "1KiB"\n'
+DRAIN = "--sink stdout >/dev/null"  # an agent that asks for whatever its window allows
 BootVM = Callable[..., VM]
 
 # Whole buffers in hexadecimal (-x -s), with the path behind each descriptor (-y), a file for each process
@@ -83,6 +87,12 @@ def evidence(vm: VM) -> Evidence:
     return Evidence(samples, [int(bits) for bits in _PAID.findall(calls)], calls.count("RNDRESEEDCRNG"))
 
 
+def evidence_of(vms: Sequence[VM]) -> list[Evidence]:
+    """`evidence` of several, at once: what takes time is the guests' serial lines."""
+    with ThreadPoolExecutor(len(vms)) as pool:
+        return list(pool.map(evidence, vms))
+
+
 def credits(vm: VM) -> int:
     """How often the guest's kernel has been credited so far."""
     return int(vm.check(f"cat {TRACE}.* | grep -c 'RNDADDENTROPY, ' || true").split()[0])
@@ -99,6 +109,22 @@ def wait_for_acked(hostd: Hostd, vm: VM, at_least: int, deadline_s: float = 60) 
     what = f"{at_least} bytes acknowledged by {vm.name}"
     vm.wait_for(lambda: hostd.domain(vm.name)["bytes_acked"] >= at_least, deadline_s, what)
     return int(hostd.domain(vm.name)["bytes_acked"])
+
+
+def wait_for_state(hostd: Hostd, vm: VM, state: str, deadline_s: float = 60) -> dict[str, Any]:
+    """Waits until the daemon shows ``vm`` in that state; its status then.  "": it shows no such domain."""
+
+    def seen() -> dict[str, Any] | None:
+        domain = hostd.domain(vm.name)
+        return domain if domain["state"] == state else None
+
+    return vm.wait_for(seen, deadline_s, f"the state {state!r} in {hostd.log_path}") or {}
+
+
+def uri_state(hostd: Hostd) -> str:
+    """How the daemon shows its one URI: "connecting", "connected" or "down"."""
+    (uri,) = hostd.status()["uris"]
+    return str(uri["state"])
 
 
 def hostd_config(
