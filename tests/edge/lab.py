@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import libvirt
+
 from netrng_hostd.discovery.watcher import Timing, UriState, Watcher
 from netrng_hostd.hypervisor import LiveDomain
 
@@ -22,9 +23,8 @@ QUICK = Timing(relist_s=3600.0, debounce_s=0.02, backoff_s=0.02, max_backoff_s=0
 
 
 def channel_xml(path: str, name: str = "org.netrng.0") -> str:
-    return (
-        f"<channel type='unix'><source mode='bind' path='{path}'/><target type='virtio' name='{name}'/></channel>"
-    )
+    source = f"<source mode='bind' path='{path}'/>"
+    return f"<channel type='unix'>{source}<target type='virtio' name='{name}'/></channel>"
 
 
 def domain_xml(name: str, uuid: str, devices: str = "") -> str:
@@ -93,3 +93,20 @@ def fake_hypervisor() -> Iterator[libvirt.virConnect]:
         yield connection
     finally:
         connection.close()
+
+
+def paused_domain(
+    name: str, uuid: str, source: str = "", *, channel: bool = True, controller: bool = True
+) -> str:
+    """The smallest real QEMU: no disk, no firmware to run, started paused."""
+    serial = "<controller type='virtio-serial' index='0'/>" if controller else ""
+    target = "<target type='virtio' name='org.netrng.0'/>"
+    chosen = f"<channel type='unix'>{source}{target}</channel>" if channel else ""
+    return (
+        f"<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid>"
+        "<memory unit='MiB'>16</memory><vcpu>1</vcpu>"
+        "<os><type arch='x86_64' machine='pc'>hvm</type></os><devices>"
+        "<emulator>/usr/bin/qemu-system-x86_64</emulator>"
+        f"<controller type='usb' model='none'/><memballoon model='none'/>{serial}{chosen}"
+        "</devices></domain>"
+    )

@@ -11,9 +11,6 @@ from pathlib import Path
 
 import libvirt
 import pytest
-from netrng_hostd.discovery.watcher import Timing
-from netrng_hostd.hypervisor import LiveChannel, event_thread
-
 from tests.edge.lab import (
     QUICK,
     UUID_A,
@@ -21,10 +18,13 @@ from tests.edge.lab import (
     Recorder,
     channel_xml,
     domain_xml,
-    running,
     fake_hypervisor,
+    running,
     until,
 )
+
+from netrng_hostd.discovery.watcher import Timing
+from netrng_hostd.hypervisor import LiveChannel, event_thread
 
 URI = "test:///default"
 
@@ -141,7 +141,7 @@ def test_a_reverted_snapshot_is_renewed_or_a_new_domain() -> None:
                 await until(lambda: UUID_A in watcher.domains)
                 first = watcher.domains[UUID_A].id
                 domain.revertToSnapshot(snapshot, 0)
-                await until(lambda: len(recorder.calls) > 1)
+                await until(lambda: len(recorder.calls) > 1 and recorder.calls[-1][0] != "vanished")
                 if watcher.domains[UUID_A].id == first:
                     assert recorder.calls[1] == ("renewed", "a")
                 else:
@@ -160,7 +160,8 @@ def test_metadata_that_changes_is_a_change_of_the_domain() -> None:
             async with running(watcher):
                 await until(lambda: UUID_A in watcher.domains)
                 old = watcher.domains[UUID_A]
-                domain.setMetadata(2, "<quota weight='300' reservation='1KiB/s'/>", "netrng", "urn:netrng:1", 1)
+                quota = "<quota weight='300' reservation='1KiB/s'/>"
+                domain.setMetadata(2, quota, "netrng", "urn:netrng:1", 1)
                 await until(lambda: recorder.calls[-1] == ("changed", "a"))
                 assert recorder.old == old
                 assert watcher.domains[UUID_A].quota == (("reservation", "1KiB/s"), ("weight", "300"))
@@ -192,7 +193,12 @@ def test_only_new_and_touched_domains_have_their_xml_read_again(monkeypatch: pyt
 
     read: list[str] = []
     live_xml = Connection.live_xml
-    monkeypatch.setattr(Connection, "live_xml", lambda self, uuid: (read.append(uuid), live_xml(self, uuid))[1])
+
+    def counted(self: Connection, uuid: str) -> str:
+        read.append(uuid)
+        return live_xml(self, uuid)
+
+    monkeypatch.setattr(Connection, "live_xml", counted)
 
     async def scenario() -> None:
         recorder = Recorder()

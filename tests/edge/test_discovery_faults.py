@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from netrng_hostd.hypervisor import UnreachableError, event_thread
-
 from tests.edge.lab import QUICK, Recorder, running, until
+
+from netrng_hostd.hypervisor import UnreachableError, event_thread
 
 NOBODY = 65534
 
@@ -161,9 +161,9 @@ def test_a_hung_libvirtd_that_wakes_up_again_is_served_without_a_new_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first listing takes longer than the patience; then everything goes on."""
-    from netrng_hostd.hypervisor.connection import Connection
-
     from tests.edge.lab import UUID_A, domain_xml, fake_hypervisor
+
+    from netrng_hostd.hypervisor.connection import Connection
 
     active = Connection.active
     slow = [True]

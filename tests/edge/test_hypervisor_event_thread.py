@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import libvirt
 import pytest
+
 from netrng_hostd.hypervisor import event_thread
 
 

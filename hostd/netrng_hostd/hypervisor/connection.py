@@ -47,7 +47,7 @@ class Connection:
         self._conn: Any = None
         self._callbacks: list[int] = []
         self._domains: dict[str, Any] = {}
-        self._pumps: list[StreamPump] = []
+        self._pumps: dict[str, StreamPump] = {}
 
     def open(self) -> None:
         """Connect and register for events.  Raises HypervisorError; close() is due in every case."""
@@ -77,6 +77,7 @@ class Connection:
         with translated(self.uri, "list the domains"):
             domains = self._conn.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
         self._domains = {str(domain.UUIDString()): domain for domain in domains}
+        self._pumps = {uuid: pump for uuid, pump in self._pumps.items() if not pump.aborted}
         return [(uuid, int(domain.ID())) for uuid, domain in self._domains.items()]
 
     def live_xml(self, uuid: str) -> str:
@@ -85,13 +86,19 @@ class Connection:
             return str(domain.XMLDesc(0))
 
     def open_channel(self, uuid: str, channel_name: str) -> socket.socket:
-        """A socket whose other end is pumped to the domain's channel.  Raises HypervisorError."""
+        """A socket whose other end is pumped to the domain's channel.  Raises HypervisorError.
+
+        A channel takes one stream: an earlier one of this connection is ended first, another program's is
+        an error.
+        """
+        earlier = self._pumps.pop(uuid, None)
+        if earlier is not None:
+            earlier.close()
         with self._asking(uuid, f"open a stream to the channel {channel_name}") as domain:
             stream = self._conn.newStream(libvirt.VIR_STREAM_NONBLOCK)
             domain.openChannel(channel_name, stream, 0)
-            self._pumps = [pump for pump in self._pumps if not pump.closed]
-            self._pumps.append(StreamPump(stream, self._later))
-            return self._pumps[-1].start()
+            pump = self._pumps[uuid] = StreamPump(stream, self._later)
+            return pump.start()
 
     @contextmanager
     def _asking(self, uuid: str, doing: str) -> Iterator[Any]:
@@ -116,9 +123,9 @@ class Connection:
 
     def close(self) -> None:
         """End streams, registrations and the connection; never raises, may be called twice."""
-        for pump in self._pumps:
+        pumps, self._pumps = self._pumps, {}
+        for pump in pumps.values():
             pump.close()
-        self._pumps = []
         # Domains and registered callbacks hold references: with one left, libvirt keeps the connection.
         self._domains = {}
         conn, self._conn = self._conn, None

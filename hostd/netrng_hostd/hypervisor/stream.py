@@ -11,11 +11,14 @@ which QEMU no longer reads that guest's port.
 
 from __future__ import annotations
 
+import itertools
+import select
 import socket
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Callable
 
+from netrng_hostd.hypervisor import event_thread
 from netrng_hostd.hypervisor.binding import libvirt
 
 # Little entropy shall be parked in the socket pair: Linux doubles this and has a floor of 4,608 bytes.
@@ -23,6 +26,18 @@ SOCKET_BUFFER_BYTES = 4096
 MAX_BACKLOG_BYTES = 65536
 _CHUNK_BYTES = 16384
 _WOULD_BLOCK = -2  # virStreamSend's and virStreamRecv's answer instead of EAGAIN
+
+# libvirt 9 never frees what the binding attaches to a stream's callback: the stream's Python shell and our
+# callback with its argument.  So these are a module's function and a number, and a closed stream is taken out
+# of its shell: half a kilobyte stays behind per stream that was ever opened, and no connection.
+_pumps: dict[int, StreamPump] = {}
+_numbers = itertools.count()
+
+
+def _stream_ready(_stream: Any, events: int, number: int) -> None:
+    pump = _pumps.get(number)
+    if pump is not None:
+        pump.stream_ready(events)
 
 
 class StreamPump:
@@ -39,61 +54,71 @@ class StreamPump:
         self._stream = stream
         self._later = later
         self._lock = threading.RLock()
+        self._number = next(_numbers)
+        self._to_guest = bytearray()
+        self._to_host = bytearray()
+        self._waiting = (True, False, False)
         self._inner, self._outer = socket.socketpair()
         for end in (self._inner, self._outer):
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-        self._watch = -1
-        self._to_guest = bytearray()
-        self._to_host = bytearray()
 
     def start(self) -> socket.socket:
-        """Begin; returns the other end of the socket pair, which the caller closes."""
-        with self._lock:
-            self._watch = libvirt.virEventAddHandle(
-                self._inner.fileno(), libvirt.VIR_EVENT_HANDLE_READABLE, self._socket_ready, None
-            )
-            self._stream.eventAddCallback(libvirt.VIR_STREAM_EVENT_READABLE, self._stream_ready, None)
-        return self._outer
+        """Begin; returns the other end of the socket pair, which the caller closes.  Raises libvirtError."""
+        with self._lock, ExitStack() as on_error:
+            on_error.callback(self._outer.close)
+            _pumps[self._number] = self
+            event_thread.watch(self._inner.fileno(), select.EPOLLIN, self._socket_ready)
+            self._stream.eventAddCallback(libvirt.VIR_STREAM_EVENT_READABLE, _stream_ready, self._number)
+            on_error.pop_all()
+            return self._outer
 
     def close(self) -> None:
         """End both sides and abort the stream, in the worker thread.  May be called twice, never raises."""
-        stream = self._detach()
+        self._detach()
+        with self._lock:
+            stream, self._stream = self._stream, None
         if stream is not None:
-            _abort(stream)
+            with suppress(libvirt.libvirtError):  # the connection is gone, or the stream had ended
+                stream.abort()
+            stream.cb = None
+            stream.__del__()  # virStreamFree
+            stream._conn = None
+
+    @property
+    def aborted(self) -> bool:
+        """Whether close() is done and nothing of libvirt's is held any more."""
+        return self._stream is None
 
     def _end(self) -> None:
-        stream = self._detach()
-        if stream is not None:
-            self._later(lambda: _abort(stream))
+        self._detach()
+        self._later(self.close)
 
-    def _detach(self) -> Any:
-        """Stop pumping, close the socket, overwrite what is left; returns the stream the first time."""
+    def _detach(self) -> None:
+        """Stop pumping, close the socket, overwrite what is left."""
         with self._lock:
             if self.closed:
-                return None
+                return
             self.closed = True
-            if self._watch >= 0:
-                libvirt.virEventRemoveHandle(self._watch)
+            _pumps.pop(self._number, None)
+            event_thread.unwatch(self._inner.fileno())
             self._inner.close()
             for buffer in (self._to_guest, self._to_host):
                 buffer[:] = bytes(len(buffer))
                 buffer.clear()
-            stream, self._stream = self._stream, None
             with suppress(libvirt.libvirtError):
-                stream.eventRemoveCallback()
-            return stream
+                self._stream.eventRemoveCallback()
 
-    def _socket_ready(self, _watch: int, _fd: int, events: int, _opaque: Any) -> None:
+    def _socket_ready(self, events: int) -> None:
         with self._lock:
-            if events & libvirt.VIR_EVENT_HANDLE_WRITABLE:
+            if events & select.EPOLLOUT:
                 self._flush_to_host()
-            if events & libvirt.VIR_EVENT_HANDLE_READABLE:
-                self._read_socket()
-            elif events & (libvirt.VIR_EVENT_HANDLE_HANGUP | libvirt.VIR_EVENT_HANDLE_ERROR):
+            if self._to_guest and events & (select.EPOLLHUP | select.EPOLLERR):
                 self._end()
+            self._read_socket()
 
-    def _stream_ready(self, _stream: Any, events: int, _opaque: Any) -> None:
+    def stream_ready(self, events: int) -> None:
+        """libvirt says that the stream can be read or written, or has ended."""
         with self._lock:
             if events & libvirt.VIR_STREAM_EVENT_READABLE:
                 self._read_stream()
@@ -165,18 +190,14 @@ class StreamPump:
 
     def _watch_for(self) -> None:
         """Wait for what the buffers need next: reading stops while the other side would not take it."""
-        if self.closed:
+        waiting = (not self._to_guest, bool(self._to_host), bool(self._to_guest))
+        if self.closed or waiting == self._waiting:
             return
-        handle = 0 if self._to_guest else libvirt.VIR_EVENT_HANDLE_READABLE
-        libvirt.virEventUpdateHandle(
-            self._watch, handle | (libvirt.VIR_EVENT_HANDLE_WRITABLE if self._to_host else 0)
+        self._waiting = read_socket, write_socket, write_stream = waiting
+        event_thread.rewatch(
+            self._inner.fileno(),
+            (select.EPOLLIN if read_socket else 0) | (select.EPOLLOUT if write_socket else 0),
         )
         self._stream.eventUpdateCallback(
-            libvirt.VIR_STREAM_EVENT_READABLE
-            | (libvirt.VIR_STREAM_EVENT_WRITABLE if self._to_guest else 0)
+            libvirt.VIR_STREAM_EVENT_READABLE | (libvirt.VIR_STREAM_EVENT_WRITABLE if write_stream else 0)
         )
-
-
-def _abort(stream: Any) -> None:
-    with suppress(libvirt.libvirtError):  # the connection is gone, or the stream had ended
-        stream.abort()
