@@ -154,7 +154,7 @@ class Dispatcher:
         sample = reservoir.take(pick.n_bytes, pick.from_seed_reserve)
         # Booked before it is sent: if the write finds the channel dead, these bytes are lost, not unsent.
         self.ledger.sent(pick.uuid, pick.n_bytes)
-        if pick.reason == "seed" and channel.session.sent == 0:
+        if channel.session.sent == 0:  # out of whatever bucket: a second seed in a minute comes by weight
             self.seeds[pick.uuid] = self.seeds.get(pick.uuid, 0) + 1
         channel.send_sample(sample)
         if pick.uuid in self._channels:

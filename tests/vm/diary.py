@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happened in a guest, in order: sessions, each with its bytes, seed and reseeds, and its rngds' credits.
+
+From the traces that rig.boot_with_agent makes strace write, one file for each process: the agent's tells in
+which session a seed and a reseed came, because one thread reads, credits and reseeds.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bed.libvirtd import PrivateLibvirtd
+from bed.vm import VM
+from tests.edge.rig import Hostd
+from tests.vm.rig import TRACE, hostd_config
+
+from netrng_guest import wire
+
+# Run in the guest, so that only what matters crosses the serial line: PID, what was done, with which bytes.
+_EXCERPT = f"""
+import base64, glob, re
+call = re.compile(
+    r'readv\\(\\d+</dev/vport[^>]*>, \\[{{iov_base="((?:\\\\x[0-9a-f]{{2}})+)"'
+    r'|RNDADDENTROPY, {{entropy_count=(\\d+), buf_size=\\d+, buf="((?:\\\\x[0-9a-f]{{2}})+)"'
+    r'|(RNDRESEEDCRNG)'
+)
+def packed(text):
+    return base64.b64encode(bytes.fromhex(text.replace("\\\\x", ""))).decode()
+with open("/run/diary", "w") as out:
+    for name in sorted(glob.glob("{TRACE}.*"), key=lambda name: int(name.rsplit(".", 1)[1])):
+        pid = name.rsplit(".", 1)[1]
+        with open(name, encoding="ascii", errors="replace") as trace:
+            for line in trace:
+                found = call.search(line)
+                if found is None:
+                    continue
+                read, bits, paid, reseed = found.groups()
+                if read:
+                    print(pid, "read", packed(read), 0, file=out)
+                elif paid:
+                    print(pid, "credit", packed(paid), bits, file=out)
+                else:
+                    print(pid, "reseed", "-", 0, file=out)
+"""
+
+
+@dataclass
+class Session:
+    """One session as the agent saw it."""
+
+    name: bytes
+    data: bytearray = field(default_factory=bytearray)  # all that arrived, in order
+    credits: list[tuple[int, bytes]] = field(default_factory=list)  # bits and bytes of its own RNDADDENTROPY
+    reseeds: int = 0
+
+    def assert_seeded(self) -> None:
+        """Its first 64 bytes were credited in full, once, and the kernel told to reseed."""
+        assert self.credits == [(512, bytes(self.data[:64]))], self.name.hex()
+        assert self.reseeds == 1, self.name.hex()
+
+
+@dataclass
+class Diary:
+    """`rngd`: what each rngd credited, one piece for each call, the first rngd first."""
+
+    sessions: list[Session]
+    rngd: list[list[bytes]]
+
+    @property
+    def credits(self) -> list[bytes]:
+        """What all rngds credited."""
+        return [piece for one in self.rngd for piece in one]
+
+    @property
+    def last(self) -> Session:
+        """The newest session."""
+        return self.sessions[-1]
+
+
+def diary(vm: VM) -> Diary:
+    """All that happened in ``vm`` so far; in a restored guest that begins before it was saved."""
+    if vm.run("test -e /run/diary.py").rc != 0:
+        vm.put("/run/diary.py", _EXCERPT.encode())
+    vm.check("python3 -I -S /run/diary.py", 60)
+    sessions: list[Session] = []
+    rngd: dict[str, list[bytes]] = {}
+    agent = ""
+    decoder = wire.Decoder(from_host=True, max_payload=wire.GUEST_MAX_PAYLOAD)
+    for line in vm.fetch("/run/diary", 120).decode().splitlines():
+        pid, what, text, bits = line.split()
+        data = base64.b64decode(text) if text != "-" else b""
+        if what == "read":
+            agent = pid
+            for frame in decoder.feed(data):
+                if isinstance(frame, wire.Accept) and frame.session not in [one.name for one in sessions]:
+                    sessions.append(Session(frame.session))
+                elif isinstance(frame, wire.Sample):
+                    next(one for one in sessions if one.name == frame.session).data.extend(frame.data)
+        elif pid != agent:
+            rngd.setdefault(pid, []).append(data)
+        elif what == "credit":
+            sessions[-1].credits.append((int(bits), data))
+        else:
+            sessions[-1].reseeds += 1
+    return Diary(sessions, list(rngd.values()))
+
+
+def seeds_logged(vm: VM) -> int:
+    """How many seeds the agent says that the kernel was credited with."""
+    return vm.check("cat /run/main.out").count("credited and reseeded")
+
+
+def at(hostd: Hostd, uri: str) -> dict[str, Any]:
+    """The status of the one domain at ``uri``; {} while there is none."""
+    found = [one for one in hostd.status()["domains"] if one["uri"] == uri]
+    assert len(found) <= 1
+    return found[0] if found else {}
+
+
+def hostd_for(folder: Path, libvirtds: Sequence[PrivateLibvirtd], source: Path, extra: str = "") -> Hostd:
+    """A daemon (not started) that watches several."""
+    own = folder / f"hostd-{uuid.uuid4().hex[:6]}"
+    own.mkdir()
+    config = hostd_config(libvirtds[0].uri, source, extra=extra)
+    return Hostd(own, config.replace(f'["{libvirtds[0].uri}"]', json.dumps([one.uri for one in libvirtds])))
