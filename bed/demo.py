@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import libvirt
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -160,7 +161,8 @@ def process(command: list[str], become_root: list[str], log: Any) -> Iterator[su
         yield started
     finally:
         # Through sudo the daemon belongs to root, and only root may end it; its group has its leader's pid.
-        subprocess.run([*become_root, "kill", "-TERM", "--", f"-{started.pid}"], check=False)
+        end = "import os, signal, sys; os.killpg(int(sys.argv[1]), signal.SIGTERM)"
+        subprocess.run([*become_root, sys.executable, "-c", end, str(started.pid)], check=False)
         started.wait(20)
 
 
@@ -236,22 +238,27 @@ def report(
     expected = due(QUOTAS, total / elapsed)
     read = sum(s["bytes_read"] for s in after["sources"]) - sum(s["bytes_read"] for s in before["sources"])
     stored = after["reservoir"]["stored"] - before["reservoir"]["stored"]
-    table = Table(title=f"what each VM received in {elapsed:.1f} s")
-    for name in ("VM", "quota", "received", "rate", "due", "share", "kernel credited"):
-        table.add_column(name, justify="left" if name in ("VM", "quota") else "right")
+    table = Table(title=f"what each VM received in {elapsed:.0f} s, beside what it was due", box=box.SIMPLE)
+    columns = (
+        "VM", "weight", "reserved\nB/s", "limit\nB/s", "received\nB", "share", "due", "credited\nB", "calls",
+    )  # fmt: skip
+    for name in columns:
+        table.add_column(name, justify="left" if name == "VM" else "right", no_wrap=True)
     for quota in QUOTAS:
-        rate = got[quota.domain] / elapsed
-        bits = sum(int(bits) for bits in credits[quota.domain])
         table.add_row(
             quota.domain,
-            f"reservation {quota.reservation}, weight {quota.weight}, limit {quota.limit or 'none'}",
-            f"{got[quota.domain]:,} B",
-            f"{rate:,.0f} B/s",
-            f"{expected[quota.domain]:,.0f} B/s",
+            str(quota.weight),
+            f"{quota.reservation:,}",
+            f"{quota.limit:,}" if quota.limit else "none",
+            f"{got[quota.domain]:,}",
             f"{100 * got[quota.domain] / max(1, total):.1f} %",
-            f"{bits // 8:,} B in {len(credits[quota.domain]):,} RNDADDENTROPY calls since boot",
+            f"{100 * expected[quota.domain] * elapsed / max(1, total):.1f} %",
+            f"{sum(int(bits) for bits in credits[quota.domain]) // 8:,}",
+            f"{len(credits[quota.domain]):,}",
         )
     console.print(table)
+    console.print("received: acknowledged by the agent, which counts rngd's blocks of 2,500 bytes")
+    console.print("credited: to the guest's kernel since its boot, in so many RNDADDENTROPY calls")
     (source,) = after["sources"]
     label = (
         f"{source['path']} ({source['kind']}{', ' + source['rng_current'] if source['rng_current'] else ''})"
