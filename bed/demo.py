@@ -238,7 +238,7 @@ def report(
     expected = due(QUOTAS, total / elapsed)
     read = sum(s["bytes_read"] for s in after["sources"]) - sum(s["bytes_read"] for s in before["sources"])
     stored = after["reservoir"]["stored"] - before["reservoir"]["stored"]
-    table = Table(title=f"what each VM received in {elapsed:.0f} s, beside its due", box=box.SIMPLE, padding=0)
+    table = Table(title=f"received in {elapsed:.0f} s, beside what was due", box=box.SIMPLE, padding=0)
     columns = (
         "VM", "weight", "reserved\nB/s", "limit\nB/s", "received\nB", "share", "due", "credited\nB", "calls",
     )  # fmt: skip
