@@ -183,7 +183,6 @@ def _python(archive: Archive, python: Path) -> None:
                 "compileall",
                 "-q",
                 "-b",
-                "-j0",
                 "--invalidation-mode",
                 "unchecked-hash",
                 "-s",

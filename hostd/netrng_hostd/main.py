@@ -131,16 +131,16 @@ def _run_daemon(config: Config, config_path: str | None) -> int:
     from netrng_hostd.operate.process import forbid_dumps, lock_memory
 
     logging.basicConfig(level=logging.INFO, format=_log_format(), stream=sys.stderr)
-    forbid_dumps()
-    unlocked = lock_memory()
-    if unlocked is not None:
-        logging.getLogger("netrng.daemon").info("%s", unlocked)
 
     async def serve() -> None:
         await Daemon(config, config_path).run()
 
+    forbid_dumps()
     try:
         with Lock(config.control):
+            unlocked = lock_memory()
+            if unlocked is not None:
+                logging.getLogger("netrng.daemon").info("%s", unlocked)
             asyncio.run(serve())
     except LockHeld as error:
         print(f"netrng-hostd: {error}", file=sys.stderr)
