@@ -23,6 +23,7 @@ from tests.edge.lab import (
     until,
 )
 
+from netrng_hostd.discovery.inbox import Inbox
 from netrng_hostd.discovery.watcher import Timing
 from netrng_hostd.hypervisor import LiveChannel, event_thread
 
@@ -232,6 +233,24 @@ def test_cancelling_leaves_no_thread_but_libvirts_and_no_connection(request: pyt
         fresh = libvirt.open("test:///default")
         assert [domain.name() for domain in fresh.listAllDomains()] == ["test"], "a connection is still open"
         fresh.close()
+
+    asyncio.run(scenario(), debug=True)
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_cancellation_that_comes_together_with_an_event_counts(turns: int) -> None:
+    async def scenario() -> None:
+        inbox = Inbox(asyncio.get_running_loop(), lambda _uuid, _number: None)
+        waiting = asyncio.create_task(inbox.wait(3600))
+        await asyncio.sleep(0)
+        inbox.event(UUID_A, 1, False)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if waiting.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        else:
+            assert await waiting
 
     asyncio.run(scenario(), debug=True)
 

@@ -21,11 +21,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import threading
 import time
 from concurrent.futures import Future
 from typing import Callable, NamedTuple, TypeVar
 
+from netrng_hostd.discovery.inbox import Inbox
 from netrng_hostd.hypervisor.connection import Connection
 from netrng_hostd.hypervisor.domain_xml import DEFAULT_CHANNEL_NAME, DomainXmlError, LiveDomain, parse_live
 from netrng_hostd.hypervisor.errors import HypervisorError, NoDomainError, UnreachableError
@@ -91,7 +91,7 @@ class Watcher:
         self._timing = timing
         self._worker: Worker | None = None
         self._connection: Connection | None = None
-        self._inbox: _Inbox | None = None
+        self._inbox: Inbox | None = None
         self._unreadable: dict[str, int] = {}
 
     async def run(self) -> None:
@@ -134,7 +134,7 @@ class Watcher:
 
     async def _watch(self, worker: Worker) -> None:
         """One connection's lifetime; always ends in an exception."""
-        inbox = self._inbox = _Inbox(asyncio.get_running_loop(), self._renew)
+        inbox = self._inbox = Inbox(asyncio.get_running_loop(), self._renew)
         connection = Connection(
             self.uri,
             read_only=self._read_only,
@@ -234,71 +234,6 @@ class Watcher:
         since_ns = self.state.since_ns if same else time.monotonic_ns()
         self.state = UriState(self.uri, state, detail, since_ns)
         self._state_changed(self.state)
-
-
-class _Inbox:
-    """Carries events from libvirt's thread into the loop: one wake-up for however many arrived."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, renew: Callable[[str, int], None]) -> None:
-        self.loop = loop
-        self.lost: str | None = None
-        self._renew = renew
-        self._lock = threading.Lock()
-        self._events: dict[tuple[str, int], bool] = {}
-        self._lost: str | None = None
-        self._posted = False
-        self._shut = False
-        self._dirty: set[str] = set()
-        self._wake = asyncio.Event()
-
-    def event(self, uuid: str, number: int, renews: bool) -> None:
-        """In libvirt's thread."""
-        with self._lock:
-            key = (uuid, number)
-            self._events[key] = self._events.get(key, False) or renews
-            self._post()
-
-    def closed(self, reason: str) -> None:
-        """In libvirt's thread."""
-        with self._lock:
-            self._lost = reason
-            self._post()
-
-    def shut(self) -> None:
-        """Nothing crosses any more (the loop may be closed next)."""
-        with self._lock:
-            self._shut = True
-
-    async def wait(self, timeout_s: float) -> bool:
-        """Whether something arrived in that time."""
-        try:
-            await asyncio.wait_for(self._wake.wait(), max(0.0, timeout_s))
-        except asyncio.TimeoutError:
-            return False
-        return True
-
-    def take(self) -> set[str]:
-        """The UUIDs that had events since the last call."""
-        self._wake.clear()
-        dirty, self._dirty = self._dirty, set()
-        return dirty
-
-    def _post(self) -> None:
-        if not self._posted and not self._shut:
-            self._posted = True
-            self.loop.call_soon_threadsafe(self._arrive)
-
-    def _arrive(self) -> None:
-        with self._lock:
-            events, self._events = self._events, {}
-            self.lost, self._posted = self._lost, False
-            if self._shut:
-                return
-        self._wake.set()
-        for (uuid, number), renews in events.items():
-            self._dirty.add(uuid)
-            if renews:
-                self._renew(uuid, number)
 
 
 def _close_result(opening: Future[socket.socket]) -> None:

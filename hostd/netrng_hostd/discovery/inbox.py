@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way of an event from libvirt's thread into the asyncio loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Callable
+
+
+class Inbox:
+    """Carries events from libvirt's thread into the loop: one wake-up for however many arrived."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, renew: Callable[[str, int], None]) -> None:
+        self.loop = loop
+        self.lost: str | None = None
+        self._renew = renew
+        self._lock = threading.Lock()
+        self._events: dict[tuple[str, int], bool] = {}
+        self._lost: str | None = None
+        self._posted = False
+        self._shut = False
+        self._dirty: set[str] = set()
+        self._wake = asyncio.Event()
+
+    def event(self, uuid: str, number: int, renews: bool) -> None:
+        """In libvirt's thread."""
+        with self._lock:
+            key = (uuid, number)
+            self._events[key] = self._events.get(key, False) or renews
+            self._post()
+
+    def closed(self, reason: str) -> None:
+        """In libvirt's thread."""
+        with self._lock:
+            self._lost = reason
+            self._post()
+
+    def shut(self) -> None:
+        """Nothing crosses any more (the loop may be closed next)."""
+        with self._lock:
+            self._shut = True
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Whether something arrived in that time."""
+        # Not asyncio.wait_for: before Python 3.12 a cancellation that comes together with the event is lost.
+        timer = self.loop.call_later(timeout_s, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
+        self._wake.clear()
+        return bool(self._dirty) or self.lost is not None
+
+    def take(self) -> set[str]:
+        """The UUIDs that had events since the last call."""
+        dirty, self._dirty = self._dirty, set()
+        return dirty
+
+    def _post(self) -> None:
+        if not self._posted and not self._shut:
+            self._posted = True
+            self.loop.call_soon_threadsafe(self._arrive)
+
+    def _arrive(self) -> None:
+        with self._lock:
+            events, self._events = self._events, {}
+            self.lost, self._posted = self._lost, False
+            if self._shut:
+                return
+        self._wake.set()
+        for (uuid, number), renews in events.items():
+            self._dirty.add(uuid)
+            if renews:
+                self._renew(uuid, number)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changing domains, with the administrator's rights: a read-write connection for one command."""
+
+from __future__ import annotations
+
+import uuid as uuid_module
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from netrng_hostd.hypervisor.binding import libvirt
+from netrng_hostd.hypervisor.domain_edit import channel_of, is_xen, with_channel, without_channel
+from netrng_hostd.hypervisor.errors import NoDomainError, UnsupportedError, translated
+
+
+class Administration:
+    """A context manager; everything in it blocks and raises HypervisorError."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._conn: Any = None
+
+    def __enter__(self) -> Administration:
+        with translated(self.uri, "connect"):
+            libvirt.registerErrorHandler(_silence, None)  # the exception says it already
+            self._conn = libvirt.open(self.uri)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(libvirt.libvirtError):
+            self._conn.close()
+
+    def find(self, domain: str) -> Definition:
+        """The domain of that name or UUID, running or not.  Raises NoDomainError."""
+        try:
+            with translated(self.uri, f"find the domain {domain}"):
+                return Definition(self.uri, self._conn, self._conn.lookupByName(domain))
+        except NoDomainError:
+            try:
+                uuid = str(uuid_module.UUID(domain))
+            except ValueError:
+                raise NoDomainError(
+                    f"{self.uri}: no domain {domain}; `virsh -c {self.uri} list --all` shows what there is"
+                ) from None
+        with translated(self.uri, f"find the domain {domain}"):
+            return Definition(self.uri, self._conn, self._conn.lookupByUUIDString(uuid))
+
+
+class Definition:
+    """A domain as it is kept (persistent) and as it runs (active): either or both."""
+
+    def __init__(self, uri: str, conn: Any, domain: Any) -> None:
+        self.uri = uri
+        self._conn = conn
+        self._domain = domain
+        with translated(uri, "read the domain's state"):
+            self.name = str(domain.name())
+            self.active = bool(domain.isActive())
+            self.persistent = bool(domain.isPersistent())
+            self.xen = is_xen(str(domain.XMLDesc(0)))
+
+    def live_channel(self) -> str | None:
+        """The XML of the running domain's channel, None where it has none."""
+        with translated(self.uri, f"read the live XML of {self.name}"):
+            return channel_of(str(self._domain.XMLDesc(0))) if self.active else None
+
+    def kept_channel(self) -> str | None:
+        """The XML of the persistent definition's channel, None where it has none."""
+        with translated(self.uri, f"read the definition of {self.name}"):
+            inactive = libvirt.VIR_DOMAIN_XML_INACTIVE
+            return channel_of(str(self._domain.XMLDesc(inactive))) if self.persistent else None
+
+    def attach_live(self, channel: str) -> None:
+        with translated(self.uri, f"add the channel to the running {self.name}"):
+            self._domain.attachDeviceFlags(channel, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def detach_live(self, channel: str) -> None:
+        with translated(self.uri, f"remove the channel from the running {self.name}"):
+            self._domain.detachDeviceFlags(channel, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def attach_kept(self, channel: str) -> None:
+        doing = f"add the channel to the definition of {self.name}"
+        try:
+            with translated(self.uri, doing):
+                self._domain.attachDeviceFlags(channel, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+        except UnsupportedError:
+            with translated(self.uri, doing):
+                self._conn.defineXML(with_channel(self._whole_definition(), channel))
+
+    def detach_kept(self, channel: str) -> None:
+        doing = f"remove the channel from the definition of {self.name}"
+        try:
+            with translated(self.uri, doing):
+                self._domain.detachDeviceFlags(channel, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+        except UnsupportedError:
+            with translated(self.uri, doing):
+                self._conn.defineXML(without_channel(self._whole_definition()))
+
+    def _whole_definition(self) -> str:
+        # SECURE: with the passwords that a plain reading leaves out and a redefinition would lose.
+        flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+        return str(self._domain.XMLDesc(flags))
+
+
+def _silence(_context: Any, _error: Any) -> None:
+    pass

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""attach, detach and xml: on real paused QEMUs of a private libvirtd, and on libvirt's test driver."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import libvirt
+import pytest
+from bed.libvirtd import PrivateLibvirtd
+from bed.rundir import RunDirectory
+from tests.edge.lab import UUID_A, UUID_B, domain_xml, fake_hypervisor, paused_domain
+
+from netrng_hostd.hypervisor import event_thread
+from netrng_hostd.operate.attach import Result, attach, detach, xml
+
+CONF = Path(__file__).resolve().parents[2] / "conf" / "libvirt"
+PAUSED = libvirt.VIR_DOMAIN_START_PAUSED
+INACTIVE = libvirt.VIR_DOMAIN_XML_INACTIVE
+
+needs_qemu = [
+    pytest.mark.shared_state,
+    pytest.mark.skipif(
+        not (shutil.which("libvirtd", path="/usr/sbin:/usr/bin") and shutil.which("qemu-system-x86_64")),
+        reason="needs libvirt-daemon, libvirt-daemon-driver-qemu and qemu-system-x86",
+    ),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def events() -> Iterator[None]:
+    """libvirt keeps a few descriptors of its event loop for good: before the leak fixture looks."""
+    event_thread.start()
+    yield
+    event_thread.shutdown()
+
+
+@pytest.fixture(scope="module")
+def qemu(events: None) -> Iterator[PrivateLibvirtd]:
+    with RunDirectory() as run, PrivateLibvirtd(run) as libvirtd:
+        yield libvirtd
+
+
+def has_channel(domain: libvirt.virDomain, flags: int = 0) -> bool:
+    return "org.netrng.0" in domain.XMLDesc(flags)
+
+
+def good(result: Result) -> str:
+    assert result.exit_code == 0, result.lines
+    return one_line_each(result)
+
+
+def bad(result: Result) -> str:
+    assert result.exit_code == 1, result.lines
+    return one_line_each(result)
+
+
+def one_line_each(result: Result) -> str:
+    assert result.lines
+    assert not [line for line in result.lines if "\n" in line or not line]
+    return "\n".join(result.lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("channel-virtio.xml", xml()),
+        ("channel-xen.xml", xml(xen=True)),
+        ("rng-virtio.xml", xml(virtio_rng=True)),
+    ],
+)
+def test_the_files_in_conf_are_what_xml_prints(name: str, text: str) -> None:
+    assert (CONF / name).read_text() == text
+
+
+class TestQemu:
+    pytestmark = needs_qemu
+
+    def test_a_running_persistent_domain_gets_and_loses_both(self, qemu: PrivateLibvirtd) -> None:
+        domain = qemu.connection().defineXML(paused_domain("both", UUID_A, channel=False))
+        domain.createWithFlags(PAUSED)
+        try:
+            text = good(attach("both", qemu.uri))
+            assert "definition" in text
+            assert "active now" in text
+            assert "power-off" not in text
+            assert has_channel(domain)
+            assert has_channel(domain, INACTIVE)
+            assert "already" in good(attach(UUID_A, qemu.uri))
+            assert domain.XMLDesc(0).count("name='org.netrng.0'") == 1
+            text = good(detach("both", qemu.uri))
+            assert "removed from the definition" in text
+            assert "removed from the running domain" in text
+            assert not has_channel(domain)
+            assert not has_channel(domain, INACTIVE)
+            assert "no channel" in good(detach("both", qemu.uri))
+        finally:
+            domain.destroy()
+            domain.undefine()
+
+    def test_without_a_controller_the_running_domain_cannot_take_it(self, qemu: PrivateLibvirtd) -> None:
+        domain = qemu.connection().defineXML(paused_domain("bare", UUID_B, channel=False, controller=False))
+        domain.createWithFlags(PAUSED)
+        try:
+            text = good(attach("bare", qemu.uri))
+            assert "active after the next full power-off, not a guest reboot" in text
+            assert "virtio-serial" in text
+            assert has_channel(domain, INACTIVE)
+            assert not has_channel(domain)
+            assert "power-off" in good(attach("bare", qemu.uri)), "again: still not active"
+        finally:
+            domain.destroy()
+        domain.createWithFlags(PAUSED)
+        try:
+            assert has_channel(domain)
+        finally:
+            domain.destroy()
+            domain.undefine()
+
+    def test_a_stopped_domain_gets_it_at_its_next_start(self, qemu: PrivateLibvirtd) -> None:
+        domain = qemu.connection().defineXML(paused_domain("off", UUID_A, channel=False))
+        try:
+            text = good(attach("off", qemu.uri))
+            assert "next start" in text
+            assert "power-off" not in text
+            assert has_channel(domain)
+            good(detach("off", qemu.uri))
+            assert not has_channel(domain)
+        finally:
+            domain.undefine()
+
+    def test_a_transient_domain_takes_it_live_only(self, qemu: PrivateLibvirtd) -> None:
+        domain = qemu.connection().createXML(paused_domain("once", UUID_A, channel=False), PAUSED)
+        try:
+            text = good(attach("once", qemu.uri))
+            assert "active now" in text
+            assert "transient" in text
+            assert has_channel(domain)
+            good(detach("once", qemu.uri))
+            assert not has_channel(domain)
+        finally:
+            domain.destroy()
+
+    def test_a_transient_domain_that_cannot_take_it_is_an_error(self, qemu: PrivateLibvirtd) -> None:
+        domain = qemu.connection().createXML(
+            paused_domain("poor", UUID_A, channel=False, controller=False), PAUSED
+        )
+        try:
+            text = bad(attach("poor", qemu.uri))
+            assert "virtio-serial" in text
+            assert "transient" in text
+            assert "after the next full power-off" not in text
+        finally:
+            domain.destroy()
+
+
+class TestDriversThatChangeWholeDefinitionsOnly:
+    """libvirt's test driver knows no attachDevice at all, as Xen's knows none for channels."""
+
+    def test_the_definition_is_rewritten_and_keeps_everything_else(self) -> None:
+        metadata = "<metadata><x:y xmlns:x='urn:x'>&lt;devices&gt;</x:y></metadata>"
+        text = domain_xml("a", UUID_A, "<controller type='virtio-serial' index='0'/>").replace(
+            "<memory>", f"{metadata}<memory>"
+        )
+        with fake_hypervisor() as hypervisor:
+            domain = hypervisor.defineXML(text)
+            before = domain.XMLDesc(INACTIVE)
+            assert "next start" in good(attach("a", "test:///default"))
+            assert has_channel(domain, INACTIVE)
+            assert "already" in good(attach("a", "test:///default"))
+            good(detach("a", "test:///default"))
+            assert domain.XMLDesc(INACTIVE) == before
+            domain.undefine()
+
+    def test_a_running_domain_waits_for_its_power_off(self) -> None:
+        with fake_hypervisor() as hypervisor:
+            domain = hypervisor.defineXML(domain_xml("a", UUID_A))
+            domain.create()
+            text = good(attach("a", "test:///default"))
+            assert "active after the next full power-off, not a guest reboot" in text
+            assert has_channel(domain, INACTIVE)
+            assert not has_channel(domain)
+            domain.destroy()
+            domain.create()
+            assert has_channel(domain)
+            assert "gone after the next full power-off" in good(detach("a", "test:///default"))
+            assert not has_channel(domain, INACTIVE)
+            domain.destroy()
+            domain.undefine()
+
+
+class TestErrors:
+    def test_an_unknown_domain(self) -> None:
+        with fake_hypervisor():
+            for name in ("nobody", UUID_B, "-"):
+                assert name in bad(attach(name, "test:///default"))
+
+    def test_an_absent_libvirtd(self, tmp_path: Path) -> None:
+        uri = f"qemu+unix:///session?socket={tmp_path / 'none'}"
+        assert "is libvirtd" in bad(detach("a", uri))
+
+    def test_a_refused_permission(self, tmp_path: Path) -> None:
+        path = tmp_path / "sock"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            path.chmod(0)
+            root = os.geteuid() == 0
+            if root:
+                os.seteuid(65534)
+            try:
+                text = bad(attach("a", f"qemu+unix:///session?socket={path}"))
+            finally:
+                if root:
+                    os.seteuid(0)
+            assert "Permission denied" in text
+            assert "root" in text
+
+    def test_a_libvirtd_that_hangs(self, tmp_path: Path) -> None:
+        path = tmp_path / "sock"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            assert "did not answer" in bad(
+                attach("a", f"qemu+unix:///session?socket={path}", answer_s=0.2)
+            )
