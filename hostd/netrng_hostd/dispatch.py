@@ -45,7 +45,7 @@ class Dispatcher:
         self._allow()
 
     def add(self, uuid: str, channel: Channel, quota: Quota) -> None:
-        """``channel`` serves the domain ``uuid`` from now on; a domain may have several (a migration)."""
+        """``channel`` serves the domain ``uuid`` from now on; it may have several (a migration, clones)."""
         self.scheduler.set_quota(uuid, quota, time.monotonic_ns())
         self._uuid_of[channel] = uuid
         self._channels.setdefault(uuid, []).append(channel)
@@ -112,9 +112,9 @@ class Dispatcher:
         self.ledger.check(self.held, self.reservoir.available + self.reservoir.seed_available)
 
     def _serving(self, uuid: str) -> Channel | None:
-        """Of a domain's channels the one whose session was opened last."""
-        opened = [channel for channel in self._channels[uuid] if channel.state == "open"]
-        return max(opened, key=lambda channel: channel.since_ns, default=None)
+        """Of a domain's channels that ask, the next in turn, seeds first: two clones share what is theirs."""
+        asking = [channel for channel in self._channels[uuid] if any(channel.wanted)]
+        return max(asking, key=lambda channel: channel.wanted[0] > 0, default=None)
 
     def _tell_want(self, uuid: str) -> None:
         channel = self._serving(uuid)
@@ -156,6 +156,9 @@ class Dispatcher:
         self.ledger.sent(pick.uuid, pick.n_bytes)
         if channel.session.sent == 0:  # out of whatever bucket: a second seed in a minute comes by weight
             self.seeds[pick.uuid] = self.seeds.get(pick.uuid, 0) + 1
+        turns = self._channels[pick.uuid]
+        turns.remove(channel)
+        turns.append(channel)
         channel.send_sample(sample)
         if pick.uuid in self._channels:
             self._tell_want(pick.uuid)

@@ -22,6 +22,7 @@ from netrng_hostd.core.scheduler import Scheduler
 from netrng_hostd.dispatch import Dispatcher
 from netrng_hostd.hypervisor.domain_xml import LiveChannel, LiveDomain
 from netrng_hostd.roster import Roster, static_uuid, where_raised
+from netrng_hostd.sources.reader import Delivery
 
 UUID = "8b1fdb5e-0000-4000-8000-000000000001"
 URI = "test:///one"
@@ -121,6 +122,27 @@ def test_one_uuid_on_two_connections_has_one_bucket(tmp_path: Path, guest: Guest
                 await until(lambda: roster.entries[0].channel.state == "open", 15)
             finally:
                 other.close()
+
+    run(scenario)
+
+
+def test_clones_on_two_connections_share_what_is_their_uuids(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        clones = [Guest(tmp_path / name) for name in ("one.sock", "two.sock")]
+        try:
+            async with rosters() as (roster, dispatcher):
+                roster.appeared(domain(tmp_path / "one.sock", uri="test:///one"), None)
+                roster.appeared(domain(tmp_path / "two.sock", uri="test:///two"), None)
+                await until(lambda: all(any(entry.channel.wanted) for entry in roster.entries))
+                released = bytearray(range(256)) * 16
+                dispatcher.deliver(Delivery(4096, released, 0, 0, None))
+                await until(lambda: sum(len(clone.taken) for clone in clones) >= 3072)
+                assert dispatcher.seeds == {UUID: 2}
+                assert all(len(clone.taken) >= 1024 for clone in clones)
+                dispatcher.check()
+        finally:
+            for clone in clones:
+                clone.close()
 
     run(scenario)
 
