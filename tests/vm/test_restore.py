@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Saved, restored twice, cloned, reverted: a fresh session and a fresh seed each time, nothing handed on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+from bed.libvirtd import PrivateLibvirtd
+from bed.vm import VM
+from tests.edge.rig import Hostd, fed_fifo, wait_for
+from tests.streams import assert_disjoint, stream
+from tests.vm.diary import Diary, at, diary, hostd_for
+from tests.vm.rig import BootVM, boot_with_agent, credits, make_hostd, wait_for_acked, wait_for_credits
+
+WINDOW = 4096
+BLOCK_CREDITS = 39  # what rng-tools5 credits of a block
+_RANDOM = "head -c 16 /dev/urandom | od -t x1"
+
+
+def test_one_saved_image_restored_twice_and_as_two_clones_at_once(
+    boot_vm: BootVM, libvirtd: PrivateLibvirtd, other_libvirtd: PrivateLibvirtd, tmp_path: Path
+) -> None:
+    data = stream(4_000_000)
+    image = libvirtd.folder / "restored.image"
+    with (
+        fed_fifo(tmp_path / "fifo", data, rate=40_000),
+        hostd_for(tmp_path, [libvirtd, other_libvirtd], tmp_path / "fifo") as hostd,
+    ):
+        hostd.start()
+        guest = boot_with_agent(boot_vm, "saved", arguments="--rate 4kB/s", memory_mib=192)
+        wait_for_credits(guest, BLOCK_CREDITS)
+        # As much as can be parked is parked: the pipe to rngd and the agent's stock are full.
+        guest.check("kill -STOP $(pidof rngd)")
+        guest.wait_for(lambda: at(hostd, libvirtd.uri)["in_flight"] == WINDOW, 60, "a full window")
+        acked = at(hostd, libvirtd.uri)["bytes_acked"]
+        old = diary(guest)
+        (first,) = old.sessions
+        first.assert_seeded()
+        guest.save(image)
+        wait_for(lambda: not at(hostd, libvirtd.uri), "the saved domain's end in hostd", 30)
+        assert re.findall(r"saved: session ended: .*; (\d+) bytes in flight lost", hostd.log) == [str(WINDOW)]
+        parked = bytes(first.data[acked:])
+        assert len(parked) <= WINDOW
+
+        lives: list[Diary] = []
+        figures: list[dict[str, float]] = []
+
+        def see(vm: VM) -> None:
+            lives.append(_see(hostd, vm, old, parked))
+
+        figures.append(_restore(hostd, guest, image))
+        see(guest)
+        guest.destroy()
+        wait_for(lambda: not at(hostd, libvirtd.uri), "the first clone's end in hostd", 30)
+        figures.append(_restore(hostd, guest, image))
+        with contextlib.closing(guest.restore_twin(image, other_libvirtd)) as twin:
+            see(guest)
+            see(twin)
+            assert len({vm.check(_RANDOM) for vm in (guest, twin)}) == 2, "two kernels, two generators"
+        image.unlink()
+
+        assert len({seen.last.name for seen in lives} | {first.name}) == 4
+        assert len({bytes(seen.last.data[:64]) for seen in lives} | {bytes(first.data[:64])}) == 4
+        assert_disjoint(data, [bytes(one.data) for one in (first, *(seen.last for seen in lives))])
+        assert hostd.status()["ledger_ok"]
+        print(json.dumps({"parked": len(parked), "restores": figures}))
+
+
+def _restore(hostd: Hostd, guest: VM, image: Path) -> dict[str, float]:
+    """Restores it and measures, for the record, when the seed was acknowledged: credited and reseeded."""
+    begun = time.monotonic()
+    guest.restore(image)
+    restored = time.monotonic()
+    wait_for(lambda: at(hostd, guest.host.uri).get("bytes_acked", 0) >= 64, "the seed's acknowledgement", 60)
+    seeded = time.monotonic()
+    return {"restore_s": round(restored - begun, 3), "then_seeded_s": round(seeded - restored, 3)}
+
+
+def _see(hostd: Hostd, vm: VM, old: Diary, parked: bytes) -> Diary:
+    """Lets the restored guest's rngd go on, until it credited a block of the new session, and looks."""
+    vm.check("kill -CONT $(pidof rngd)")
+    wait_for_credits(vm, 1 + len(old.credits) + 1 + BLOCK_CREDITS)
+    seen = diary(vm)
+    assert [session.name for session in seen.sessions[:-1]] == [old.last.name]
+    assert seen.sessions[0] == old.last, "nothing more of the old session arrives, or is credited"
+    seen.last.assert_seeded()
+    for piece in seen.credits[len(old.credits) :]:
+        assert parked.find(piece[:16]) < 0, "a byte that was parked when the image was saved was handed on"
+    assert any(piece in seen.last.data for piece in seen.credits[len(old.credits) :])
+    return seen
