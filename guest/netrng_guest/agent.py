@@ -137,6 +137,10 @@ class Agent:
         window = min(self._window, event.max_window)
         self._demand = Demand(self._rate, window, self._sink.piece, now_ns)
         self._note("session {} opened".format(event.session.hex()), now_ns)
+        if self._sink.name == "rngd" and window < MIN_RNGD_WINDOW:
+            self._note(
+                "the host allows {} bytes in flight, rngd takes {}".format(window, MIN_RNGD_WINDOW), now_ns
+            )
 
     def _feed(self, now_ns: int) -> None:
         self._sink.tick(now_ns)

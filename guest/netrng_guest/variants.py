@@ -7,7 +7,7 @@ bytes and then waits.  Before the first block each reads a few bytes to start it
 them every block would wait for the first bytes of the next.
 
 - r5, rng-tools5 5: without ``-d 1`` it mixes RDRAND in and starves the pipe.
-- rd, rng-tools-debian 2: one source only.
+- rd, rng-tools-debian 2: one source only; without ``-T 0`` it ends after ten seconds without a first byte.
 - r6, upstream rng-tools 6: whatever ``-l`` lists is excluded by name, but for hwrng.
 """
 
@@ -48,7 +48,7 @@ def identify(path: str) -> Optional[Variant]:
     version = match.group(1) if match else "?"
     base = [path, "-f", "-r", STDIN, "-o", "/dev/urandom"]
     if "--feed-interval" in text:
-        return Variant("rd", version, base, 8)
+        return Variant("rd", version, base + ["-T", "0"], 8)
     if "--no-drng" in text:
         return Variant("r5", version, base + ["-d", "1", "-n", "1"], 8)
     if "--exclude" in text:

@@ -42,7 +42,7 @@ def fake(folder: Path, help_text: str, version: str, listing: str = LIST, wait: 
 
 @pytest.mark.parametrize(
     ("kind", "version", "extra", "start_bytes"),
-    [("r5", "5", ["-d", "1", "-n", "1"], 8), ("rd", "2.2", [], 8)],
+    [("r5", "5", ["-d", "1", "-n", "1"], 8), ("rd", "2.2", ["-T", "0"], 8)],
 )
 def test_by_its_own_help(tmp_path: Path, kind: str, version: str, extra: list[str], start_bytes: int) -> None:
     path = fake(tmp_path, HELP[kind], version)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent on a real port and a real kernel: no host, a host, a second agent, a detached port, no seed."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import libvirt
+import pytest
+from bed.vm import CHANNEL_XML, VM
+from tests.edge.guest_lab import Host
+
+ROOT = Path(__file__).parents[2]
+AGENT = "/opt/netrng-guest.pyz"
+RUN = f"python3 -I -S {AGENT}"
+LIVE = libvirt.VIR_DOMAIN_AFFECT_LIVE
+BootVM = Callable[..., VM]
+
+
+@pytest.fixture(scope="module")
+def pyz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("dist") / "netrng-guest.pyz"
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "build_pyz.py"), str(path)], check=True)
+    return path
+
+
+@contextmanager
+def connected(vm: VM) -> Iterator[Host]:
+    """The host's half of the protocol on the VM's channel."""
+    path = vm.channel_socket()
+    assert path is not None
+    with socket.socket(socket.AF_UNIX) as link:
+        link.connect(str(path))
+        yield Host(link.fileno())
+
+
+def channel_of(vm: VM) -> str:
+    for element in ET.fromstring(vm.domain.XMLDesc()).iter("channel"):
+        text = ET.tostring(element, encoding="unicode")
+        if "org.netrng.0" in text:
+            return text
+    raise AssertionError("no channel")
+
+
+def test_hostless_then_served_then_detached_and_attached(boot_vm: BootVM, pyz: Path) -> None:
+    vm = boot_vm("agent", files={AGENT: pyz}, main=f"exec {RUN} run --sink kernel")
+    vm.wait_for(lambda: "opened /dev/vport" in vm.run("cat /run/main.out").out, 60, "the port")
+
+    # A wakeup is a voluntary switch, a spin an involuntary one; it looks every 0.2 s, later every 2 s.
+    switches = "cat /proc/$(pidof python3)/status | grep ctxt_switches"
+    counts = [vm.check(f"{switches}; sleep {seconds}") for seconds in (5, 0)]
+    first, second = (sum(map(int, re.findall(r"\d+", text))) for text in counts)
+    assert 0 < second - first < 30, "it spins without a host"
+
+    told = vm.run(f"{RUN} check")
+    assert told.rc == 0
+    assert "in use, presumably by netrng-guest itself" in told.out
+    other = f"{RUN} run --sink kernel >/run/second 2>&1 & p=$!; "
+    other += "until grep -q 'another program has it open' /run/second; do sleep 0.1; done; "
+    other += "kill $p; wait $p; echo $?"
+    assert vm.check(other, 60) == "0\n"
+
+    with connected(vm) as host:
+        host.until(lambda: host.session.acked == 64 + 2500, "seed and block")
+        vm.domain.detachDeviceFlags(channel_of(vm), LIVE)
+        vm.wait_for(lambda: "no channel org.netrng.0" in vm.run("cat /run/main.out").out, 30, "the loss")
+
+    vm.domain.attachDeviceFlags(CHANNEL_XML, LIVE)
+    with connected(vm) as host:
+        host.until(lambda: host.session.acked >= 64, "a seed through the new port", 60)
+    assert "Traceback" not in vm.run("cat /run/main.out").out
+
+
+def test_a_kernel_without_a_seed_gets_one_and_keeps_nobody_waiting(boot_vm: BootVM, pyz: Path) -> None:
+    vm = boot_vm(
+        "unseeded",
+        files={AGENT: pyz},
+        cpu="<cpu mode='custom'><model>qemu64</model></cpu>",  # no RDRAND
+        kernel_args="random.trust_cpu=off random.trust_bootloader=off",
+        main=f"exec strace -f -e trace=getrandom,ioctl,openat -o /run/trace {RUN} run --sink kernel",
+        wait=False,
+    )
+    deadline = time.monotonic() + 60
+    while True:
+        path = vm.channel_socket()
+        if path is not None and path.exists():
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with connected(vm) as host:
+        host.until(lambda: host.session.acked >= 64 + 2500, "seed and block", 90)
+    lines = vm.check("grep -E 'getrandom|RND|/dev/random' /run/trace").splitlines()
+    asked = [line for line in lines if "getrandom(" in line]
+    assert asked and all("GRND_NONBLOCK" in line for line in asked)
+    assert not any("/dev/random" in line for line in lines)
+    assert any("RNDADDENTROPY, {entropy_count=512, buf_size=64" in line for line in lines)
+    assert any(re.search(r"RNDRESEEDCRNG\)\s+= 0", line) for line in lines)
+    if not any("EAGAIN" in line for line in asked):
+        pytest.skip("this kernel had seeded itself before the agent began")
