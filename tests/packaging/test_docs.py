@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import io
@@ -41,6 +42,9 @@ OPERATING, ARCHITECTURE = ROOT / "docs/operating.md", ROOT / "docs/architecture.
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 MAN = sorted((ROOT / "docs/man").iterdir())
 COMMANDS: dict[str, Callable[[list[str]], int]] = {"netrng-hostd": hostd_main, "netrng-guest": guest_main}
+
+# What stands for something else in the lines that docs/operating.md explains.
+PLACEHOLDERS = ("DOMAIN", "FILE", "KEY", "N", "NAME", "PATH", "STATE", "URI", "UUID", "WHY", "X", "Y", "F")
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 every_man_page = pytest.mark.parametrize("page", MAN, ids=lambda page: page.name)
@@ -163,6 +167,33 @@ def test_the_states_are_those_of_status(title: str, states: dict[str, str]) -> N
 def test_the_sink_states_are_the_agents() -> None:
     rows = table(OPERATING, "Sink states")
     assert [row[0].strip("`") for row in rows] == list(SINK_STATES)
+
+
+def literals(folder: Path) -> str:
+    """All strings of the code, a line each; what is filled in is a NUL."""
+    found = []
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(text(path))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(re.sub(r"%[sd]", "\0", node.value))
+            elif isinstance(node, ast.JoinedStr):
+                parts = (value.value if isinstance(value, ast.Constant) else "\0" for value in node.values)
+                found.append("".join(map(str, parts)))
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize("title", ["Error lines", "Log lines", "Sockets, the default"])
+def test_every_line_that_is_explained_is_one_that_is_written(title: str) -> None:
+    written = literals(ROOT / "hostd")
+    for row in table(OPERATING, title):
+        for line in re.findall(r"`([^`]+)`", row[0]):
+            logger = re.match(r"(netrng[\w.]*): ", line)
+            pieces = re.split(rf"…|\b(?:{'|'.join(PLACEHOLDERS)})\b", line[logger.end() if logger else 0 :])
+            for piece in pieces:
+                assert piece.strip(" :,();") in written, f"{line}: nothing writes {piece!r}"
+            if logger:
+                module = (ROOT / "hostd" / logger[1].replace(".", "/")).with_suffix(".py")
+                assert logger[1] in written or module.exists(), line
 
 
 def test_the_quotas_defaults() -> None:
