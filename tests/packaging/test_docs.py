@@ -188,7 +188,7 @@ def test_every_line_that_is_explained_is_one_that_is_written(title: str) -> None
     for row in table(OPERATING, title):
         for line in re.findall(r"`([^`]+)`", row[0]):
             logger = re.match(r"(netrng[\w.]*): ", line)
-            pieces = re.split(rf"…|\b(?:{'|'.join(PLACEHOLDERS)})\b", line[logger.end() if logger else 0 :])
+            pieces = re.split(rf"…|: |\b(?:{'|'.join(PLACEHOLDERS)})\b", line[logger.end() if logger else 0 :])
             for piece in pieces:
                 assert piece.strip(" :,();") in written, f"{line}: nothing writes {piece!r}"
             if logger:
