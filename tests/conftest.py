@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -71,4 +72,5 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault("XDG_RUNTIME_DIR", "/tmp")  # a user has one; a bare shell of theirs may not
     config.addinivalue_line("markers", "shared_state: uses what a session-wide fixture started")

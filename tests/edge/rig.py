@@ -22,7 +22,6 @@ from netrng_guest import wire
 
 F_SETPIPE_SZ = 1031  # fcntl(2); Python names it from 3.10 on
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "error"}
-ENVIRONMENT.setdefault("XDG_RUNTIME_DIR", "/tmp")  # a user has one; a bare shell of his may not
 
 
 def wait_for(condition: Callable[[], Any], what: str, deadline_s: float = 10.0) -> Any:
