@@ -188,8 +188,8 @@ def test_every_line_that_is_explained_is_one_that_is_written(title: str) -> None
     for row in table(OPERATING, title):
         for line in re.findall(r"`([^`]+)`", row[0]):
             logger = re.match(r"(netrng[\w.]*): ", line)
-            pieces = re.split(rf"…|: |\b(?:{'|'.join(PLACEHOLDERS)})\b", line[logger.end() if logger else 0 :])
-            for piece in pieces:
+            said = line[logger.end() :] if logger else line
+            for piece in re.split(rf"…|: |\b(?:{'|'.join(PLACEHOLDERS)})\b", said):
                 assert piece.strip(" :,();") in written, f"{line}: nothing writes {piece!r}"
             if logger:
                 module = (ROOT / "hostd" / logger[1].replace(".", "/")).with_suffix(".py")
