@@ -19,7 +19,15 @@ UUID_A = "aaaaaaaa-0000-4000-8000-000000000001"
 UUID_B = "bbbbbbbb-0000-4000-8000-000000000002"
 
 # Events alone must do it unless a test says otherwise: the periodic listing is an hour away.
-QUICK = Timing(relist_s=3600.0, debounce_s=0.02, backoff_s=0.02, max_backoff_s=0.1, answer_s=0.2, stop_s=0.2)
+QUICK = Timing(
+    relist_s=3600.0,
+    debounce_s=0.02,
+    backoff_s=0.02,
+    max_backoff_s=0.1,
+    answer_s=0.2,
+    stop_s=0.2,
+    reopen_s=0.0,
+)
 
 
 def channel_xml(path: str, name: str = "org.netrng.0") -> str:

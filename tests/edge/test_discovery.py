@@ -26,6 +26,7 @@ from tests.edge.lab import (
 from netrng_hostd.discovery.inbox import Inbox
 from netrng_hostd.discovery.watcher import Timing
 from netrng_hostd.hypervisor import LiveChannel, event_thread
+from netrng_hostd.hypervisor.connection import Connection
 
 URI = "test:///default"
 
@@ -190,8 +191,6 @@ def test_the_periodic_listing_finds_what_no_event_told(monkeypatch: pytest.Monke
 
 
 def test_only_new_and_touched_domains_have_their_xml_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from netrng_hostd.hypervisor.connection import Connection
-
     read: list[str] = []
     live_xml = Connection.live_xml
 
@@ -213,6 +212,65 @@ def test_only_new_and_touched_domains_have_their_xml_read_again(monkeypatch: pyt
                 assert read == [UUID_A, UUID_B]
 
     asyncio.run(scenario(), debug=True)
+
+
+def test_a_domain_that_ends_while_it_is_read_was_never_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    live_xml = Connection.live_xml
+
+    async def scenario() -> None:
+        recorder = Recorder()
+        watcher = recorder.watcher(URI)
+        with fake_hypervisor() as libvirtd:
+            domain = libvirtd.createXML(domain_xml("a", UUID_A), 0)
+
+            def ends_first(self: Connection, uuid: str) -> str:
+                if uuid == UUID_A:
+                    domain.destroy()
+                return live_xml(self, uuid)
+
+            monkeypatch.setattr(Connection, "live_xml", ends_first)
+            async with running(watcher):
+                await until(lambda: watcher.state.state == "connected")
+                libvirtd.createXML(domain_xml("b", UUID_B), 0)
+                await until(lambda: UUID_B in watcher.domains)
+                assert recorder.calls == [("appeared", "b")]
+                assert recorder.state_names == ["connecting", "connected"]
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_domain_whose_xml_cannot_be_read_is_left_out_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    live_xml = Connection.live_xml
+
+    def broken(self: Connection, uuid: str) -> str:
+        return "<domain id='1'>" if uuid == UUID_A else live_xml(self, uuid)
+
+    monkeypatch.setattr(Connection, "live_xml", broken)
+    listings = 0
+    active = Connection.active
+
+    def counted(self: Connection) -> list[tuple[str, int]]:
+        nonlocal listings
+        listings += 1
+        return active(self)
+
+    monkeypatch.setattr(Connection, "active", counted)
+
+    async def scenario() -> None:
+        recorder = Recorder()
+        watcher = recorder.watcher(URI, timing=QUICK._replace(relist_s=0.02))
+        with fake_hypervisor() as libvirtd:
+            libvirtd.createXML(domain_xml("a", UUID_A), 0)
+            libvirtd.createXML(domain_xml("b", UUID_B), 0)
+            async with running(watcher):
+                await until(lambda: listings > 3)
+                assert recorder.calls == [("appeared", "b")]
+
+    asyncio.run(scenario(), debug=True)
+    assert len(caplog.records) == 1
+    assert UUID_A in caplog.text
 
 
 def test_cancelling_leaves_no_thread_but_libvirts_and_no_connection(request: pytest.FixtureRequest) -> None:
@@ -258,3 +316,27 @@ def test_a_cancellation_that_comes_together_with_an_event_counts(turns: int) -> 
 def test_the_defaults_are_those_of_the_documentation() -> None:
     timing = Timing()
     assert (timing.relist_s, timing.backoff_s, timing.max_backoff_s) == (30.0, 0.5, 30.0)
+
+
+def test_the_wait_for_a_reconnection_doubles_up_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(delay_s: float) -> None:
+        slept.append(delay_s)
+        await sleep(0)
+
+    async def scenario() -> None:
+        timing = QUICK._replace(backoff_s=0.5, max_backoff_s=30.0)
+        watcher = Recorder().watcher("test:///no/such/file", timing=timing)
+        monkeypatch.setattr("netrng_hostd.discovery.watcher.asyncio.sleep", noted)
+        task = asyncio.create_task(watcher.run())
+        while len(slept) < 9:
+            await sleep(0.001)
+        monkeypatch.undo()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scenario(), debug=True)
+    assert slept[:9] == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.edge.lab import QUICK, Recorder, running, until
+from tests.edge.lab import QUICK, UUID_A, Recorder, domain_xml, fake_hypervisor, running, until
 
-from netrng_hostd.hypervisor import UnreachableError, event_thread
+from netrng_hostd.hypervisor import LiveDomain, UnreachableError, event_thread
+from netrng_hostd.hypervisor.connection import Connection
 
 NOBODY = 65534
 
@@ -145,7 +146,7 @@ def test_a_hung_libvirtd_stops_neither_the_loop_nor_the_end(tmp_path: Path) -> N
             await until(lambda: watcher.state.state == "down")
             assert "does not answer" in watcher.state.detail
             with pytest.raises(UnreachableError):
-                await watcher.open_stream(NotImplemented)
+                await watcher.open_stream(LiveDomain("a", UUID_A, watcher.uri, 1, None))
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
@@ -161,7 +162,7 @@ def test_a_hung_libvirtd_that_wakes_up_again_is_served_without_a_new_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first listing takes longer than the patience; then everything goes on."""
-    from tests.edge.lab import UUID_A, domain_xml, fake_hypervisor
+    from tests.edge.lab import UUID_A
 
     from netrng_hostd.hypervisor.connection import Connection
 

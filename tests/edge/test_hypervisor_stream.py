@@ -17,16 +17,18 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 
+import libvirt
 import psutil
 import pytest
 from bed.libvirtd import PrivateLibvirtd
 from bed.rundir import RunDirectory
-from tests.edge.lab import QUICK, UUID_A, Recorder, paused_domain, running, until
+from tests.edge.lab import QUICK, UUID_A, UUID_B, Recorder, paused_domain, running, until
 
 from netrng_hostd.discovery.watcher import Watcher
 from netrng_hostd.hypervisor import DeniedError, HypervisorError, NoDomainError, event_thread
 from netrng_hostd.hypervisor.connection import KEEPALIVE_COUNT, KEEPALIVE_INTERVAL_S
 from netrng_hostd.hypervisor.stream import MAX_BACKLOG_BYTES
+from netrng_hostd.operate.attach import attach, detach
 
 pytestmark = [
     pytest.mark.shared_state,
@@ -286,6 +288,57 @@ def test_opening_a_hundred_streams_leaves_no_descriptor(hypervisor: Hypervisor) 
         time.sleep(0.005)
 
 
+def test_a_guest_that_has_its_stream_reopened_over_and_over_is_slowed_down(hypervisor: Hypervisor) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        watcher = Recorder().watcher(hypervisor.libvirtd.uri, "stream", PATIENT._replace(reopen_s=0.3))
+        async with running(watcher):
+            await until(lambda: UUID_A in watcher.domains)
+            async with stream(watcher, hypervisor):
+                opened_s = loop.time()
+            async with stream(watcher, hypervisor):
+                assert loop.time() - opened_s > 0.2
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_machine_reset_renews_and_changes_nothing_else(hypervisor: Hypervisor) -> None:
+    async def scenario() -> None:
+        async with watching(hypervisor) as (_, recorder):
+            hypervisor.libvirtd.connection().lookupByUUIDString(UUID_A).reset()
+            await until(lambda: len(recorder.calls) > 1)
+            assert recorder.calls == [("appeared", "a"), ("renewed", "a")]
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_channel_plugged_into_a_running_domain_is_a_change(hypervisor: Hypervisor) -> None:
+    async def scenario() -> None:
+        async with watching(hypervisor) as (watcher, recorder):
+            domain = hypervisor.libvirtd.connection().createXML(
+                paused_domain("b", UUID_B, channel=False), libvirt.VIR_DOMAIN_START_PAUSED
+            )
+            await until(lambda: UUID_B in watcher.domains)
+            assert watcher.domains[UUID_B].channel is None
+            assert attach("b", watcher.uri).exit_code == 0
+            await until(lambda: watcher.domains[UUID_B].channel is not None)
+            channel = watcher.domains[UUID_B].channel
+            assert channel is not None
+            assert (channel.kind, channel.mode) == ("virtio", "bind")
+            assert not channel.guest_open
+            assert channel.path is not None
+            assert channel.path.startswith(str(hypervisor.libvirtd.folder))
+            assert detach("b", watcher.uri).exit_code == 0
+            await until(lambda: watcher.domains[UUID_B].channel is None)
+            domain.destroy()
+            await until(lambda: UUID_B not in watcher.domains)
+            assert [what for what, name in recorder.calls if name == "b"] == [
+                "appeared", "changed", "changed", "vanished",
+            ]  # fmt: skip
+
+    asyncio.run(scenario(), debug=True)
+
+
 def test_a_cancelled_watcher_ends_its_streams(hypervisor: Hypervisor) -> None:
     async def scenario() -> None:
         async with contextlib.AsyncExitStack() as later:
@@ -302,11 +355,13 @@ def test_a_killed_libvirtd_ends_streams_keeps_domains_and_is_found_again(hypervi
         async with watching(hypervisor) as (watcher, recorder):
             async with stream(watcher, hypervisor) as (ours, theirs):
                 await asyncio.to_thread(hypervisor.libvirtd.kill)
-                assert await closed(ours) == b""
-                assert await closed(theirs) == b""
-                await until(lambda: watcher.state.state == "down")
-                assert recorder.calls == [("appeared", "a")]
-            await asyncio.to_thread(hypervisor.libvirtd.start)
+                try:
+                    assert await closed(ours) == b""
+                    assert await closed(theirs) == b""
+                    await until(lambda: watcher.state.state == "down")
+                    assert recorder.calls == [("appeared", "a")]
+                finally:
+                    await asyncio.to_thread(hypervisor.libvirtd.start)
             await until(lambda: watcher.state.state == "connected")
             async with stream(watcher, hypervisor) as (ours, theirs):
                 ours.send(b"again")

@@ -1,16 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which domains run at one URI: from events, and from listings that do not depend on them.
 
-States of a URI::
-
-    connecting ──► connected ──► down ──► connected …
-         └──────────────────────► down
-
-- connecting: the first attempt is under way.
-- connected: the last listing succeeded.
-- down: no connection, or no answer; ``detail`` says why.  The domains known so far stay known, because they
-  run on and are served on; after the reconnection a listing tells what changed.
-
 An event says only "look again": events are lost with the connection and come in surprising orders (a Xen
 reboot emits STARTED of the new id before STOPPED of the old).  So every event leads to a new listing, and a
 domain is gone when the listing says so.
@@ -20,44 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import time
 from concurrent.futures import Future
-from typing import Callable, NamedTuple, TypeVar
+from typing import Callable, TypeVar
 
 from netrng_hostd.discovery.inbox import Inbox
+from netrng_hostd.discovery.state import Timing, UriState
 from netrng_hostd.hypervisor.connection import Connection
 from netrng_hostd.hypervisor.domain_xml import DEFAULT_CHANNEL_NAME, DomainXmlError, LiveDomain, parse_live
 from netrng_hostd.hypervisor.errors import HypervisorError, NoDomainError, UnreachableError
 from netrng_hostd.hypervisor.worker import Worker
 
+__all__ = ["Timing", "UriState", "Watcher"]
+
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-
-
-class UriState(NamedTuple):
-    """``state``: "connecting", "connected" or "down"; ``detail``: one line, "" unless down; ``since_ns``: of
-    time.monotonic_ns(), when the URI entered the state (a new reason does not begin a new one).
-    """
-
-    uri: str
-    state: str
-    detail: str
-    since_ns: int
-
-
-class Timing(NamedTuple):
-    """Seconds.  Several events within ``debounce_s`` make one listing; a reconnection waits ``backoff_s``,
-    then twice as long each time up to ``max_backoff_s``, beginning anew after ``steady_s`` of connection.
-    """
-
-    relist_s: float = 30.0
-    debounce_s: float = 0.1
-    backoff_s: float = 0.5
-    max_backoff_s: float = 30.0
-    steady_s: float = 10.0
-    answer_s: float = 10.0
-    stop_s: float = 2.0
 
 
 class Watcher:
@@ -91,8 +60,8 @@ class Watcher:
         self._timing = timing
         self._worker: Worker | None = None
         self._connection: Connection | None = None
-        self._inbox: Inbox | None = None
         self._unreadable: dict[str, int] = {}
+        self._opened_s: dict[str, float] = {}
 
     async def run(self) -> None:
         """Watch until cancelled.  Trouble with libvirt is a state, never an exception."""
@@ -122,9 +91,12 @@ class Watcher:
 
         It sees the end of the stream, of the domain or of libvirtd as end of file.  Raises HypervisorError.
         """
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._opened_s.get(domain.uuid, -math.inf) + self._timing.reopen_s - loop.time())
         worker, connection = self._worker, self._connection
         if worker is None or connection is None:
             raise UnreachableError(f"{self.uri}: not connected: {self.state.detail or self.state.state}")
+        self._opened_s[domain.uuid] = loop.time()
         opening = worker.submit(lambda: connection.open_channel(domain.uuid, self._channel_name))
         try:
             return await asyncio.wrap_future(opening)
@@ -134,7 +106,7 @@ class Watcher:
 
     async def _watch(self, worker: Worker) -> None:
         """One connection's lifetime; always ends in an exception."""
-        inbox = self._inbox = Inbox(asyncio.get_running_loop(), self._renew)
+        inbox = Inbox(asyncio.get_running_loop(), self._renew)
         connection = Connection(
             self.uri,
             read_only=self._read_only,
@@ -160,7 +132,7 @@ class Watcher:
                 if inbox.lost is not None:
                     raise UnreachableError(f"{self.uri}: the connection was lost: {inbox.lost}")
         finally:
-            self._connection = self._inbox = None
+            self._connection = None
             inbox.shut()
             worker.submit(connection.close)
 
@@ -187,6 +159,7 @@ class Watcher:
                 del self.domains[uuid]
                 self._vanished(old)
         self._unreadable = {uuid: number for uuid, number in self._unreadable.items() if uuid in listed}
+        self._opened_s = {uuid: when for uuid, when in self._opened_s.items() if uuid in listed}
         for uuid, number in listed.items():
             if dirty is not None and uuid in self.domains and uuid not in dirty:
                 continue

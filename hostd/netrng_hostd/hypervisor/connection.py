@@ -173,8 +173,9 @@ def _renewing() -> frozenset[tuple[int, int]]:
     pairs = {(libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_FROM_SNAPSHOT)}
     for event in ("STARTED", "RESUMED"):
         number = getattr(libvirt, prefix + event)
-        # Every detail of RESUMED; of STARTED all but a plain boot, whose id is new anyway.
-        names = [name for name in dir(libvirt) if name.startswith(f"{prefix}{event}_")]
+        # A plain boot begins nothing anew: it is a new id.
+        names = {name for name in dir(libvirt) if name.startswith(f"{prefix}{event}_")}
+        names.discard(prefix + "STARTED_BOOTED")
         pairs.update((number, int(getattr(libvirt, name))) for name in names)
     return frozenset(pairs)
 
