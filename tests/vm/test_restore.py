@@ -6,17 +6,15 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import struct
 import time
 from pathlib import Path
-from typing import Any
 
 from bed.libvirtd import PrivateLibvirtd
 from bed.vm import VM
 from tests.edge.rig import Hostd, fed_fifo, wait_for
 from tests.streams import assert_disjoint, stream
 from tests.vm.diary import Diary, at, diary, hostd_for
-from tests.vm.rig import BootVM, boot_with_agent, credits, make_hostd, wait_for_acked, wait_for_credits
+from tests.vm.rig import BootVM, boot_with_agent, wait_for_credits
 
 WINDOW = 4096
 BLOCK_CREDITS = 39  # what rng-tools5 credits of a block

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VM that is migrated live: served by the destination's daemon in a new session, nothing replayed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from bed.libvirtd import PrivateLibvirtd
+from tests.edge.rig import fed_fifo, wait_for
+from tests.streams import assert_disjoint, stream
+from tests.vm.diary import at, diary, hostd_for
+from tests.vm.rig import BootVM, boot_with_agent, make_hostd, wait_for_acked
+
+BLOCK = 2500
+WINDOW = 4096
+
+
+def test_from_one_daemon_to_another_and_back_under_a_third(
+    boot_vm: BootVM, libvirtd: PrivateLibvirtd, other_libvirtd: PrivateLibvirtd, tmp_path: Path
+) -> None:
+    here, there, both = (stream(2_000_000, key) for key in (b"here", b"there", b"both"))
+    with (
+        fed_fifo(tmp_path / "here", here, rate=40_000),
+        fed_fifo(tmp_path / "there", there, rate=40_000),
+        make_hostd(tmp_path, libvirtd, tmp_path / "here") as source,
+        make_hostd(tmp_path, other_libvirtd, tmp_path / "there") as destination,
+    ):
+        source.start(ready=False)
+        destination.start()
+        guest = boot_with_agent(boot_vm, "mover", arguments="--rate 8kB/s", memory_mib=192)
+        wait_for_acked(source, guest, 64 + 2 * BLOCK)
+        guest.migrate(other_libvirtd)
+        wait_for(lambda: not at(source, libvirtd.uri), "the migrated domain's end at the source", 30)
+        (lost,) = re.findall(r"mover: session ended: .*; (\d+) bytes in flight lost", source.log)
+        assert int(lost) <= WINDOW
+        assert source.status()["ledger_ok"]
+        wait_for_acked(destination, guest, 64 + 2 * BLOCK)
+        assert at(destination, other_libvirtd.uri)["state"] == "open"
+        assert destination.status()["ledger_ok"]
+        log = guest.check("cat /run/main.out")
+        assert "session ended: the host started a new session" in log
+        assert source.stop() == destination.stop() == 0
+    seen = diary(guest)
+    first, second = seen.sessions
+    for session, data in ((first, here), (second, there)):
+        session.assert_seeded()
+        assert assert_disjoint(data, [bytes(session.data)]) > 0.98 * len(session.data)
+        assert f"session {session.name.hex()} opened" in log
+
+    with (
+        fed_fifo(tmp_path / "both", both, rate=40_000),
+        hostd_for(tmp_path, [libvirtd, other_libvirtd], tmp_path / "both") as hostd,
+    ):
+        hostd.start()
+        acked = wait_for_acked(hostd, guest, 64 + 2 * BLOCK)
+        guest.migrate(libvirtd)
+        wait_for(lambda: not at(hostd, other_libvirtd.uri), "the end at the source", 30)
+        assert at(hostd, libvirtd.uri)["bytes_acked"] >= acked, "one domain, one account, wherever it runs"
+        wait_for_acked(hostd, guest, at(hostd, libvirtd.uri)["bytes_acked"] + 64 + 2 * BLOCK)
+        (domain,) = hostd.status()["domains"]
+        assert (domain["uri"], domain["state"], domain["seeds"]) == (libvirtd.uri, "open", 2)
+        assert domain["bytes_lost"] <= WINDOW
+        assert hostd.status()["ledger_ok"]
+        assert hostd.stop() == 0
+    after = diary(guest).sessions
+    assert after[0] == first
+    assert after[1].name == second.name
+    assert len(after) == 4
+    assert len({bytes(session.data[:64]) for session in after}) == 4
+    assert_disjoint(both, [bytes(session.data) for session in after[2:]])
+    for session in after[2:]:
+        session.assert_seeded()
+    print(json.dumps({"lost at the source": int(lost)}))
