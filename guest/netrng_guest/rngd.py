@@ -8,12 +8,13 @@ whenever it ends, leaves a block for 15 seconds, or rejects too many.
 """
 
 import signal
-from typing import Callable, Optional, Tuple
+from typing import Callable, Optional
 
 from . import variants
 from .blockpipe import BlockPipe
 from .child import Child
 from .demand import BLOCK_SIZE, SECOND_NS
+from .judge import NOISE, Judge
 from .loop import Loop
 from .sink import Sink
 from .wire import wipe
@@ -23,15 +24,6 @@ GRACE_NS = 3 * SECOND_NS  # from SIGTERM to SIGKILL
 FIRST_BACKOFF_NS, MAX_BACKOFF_NS = SECOND_NS, 60 * SECOND_NS
 STEADY_NS = 60 * SECOND_NS  # an rngd that lived this long starts over at the first backoff
 LOOK_NS = SECOND_NS // 2  # between looks at a block in the pipe, should epoll keep silent
-MAX_REJECTED = 3  # rejections without two good blocks in between: by chance about one in 1,250 is rejected
-REJECTED = "failed FIPS test"
-GAVE_UP = (
-    "too many FIPS failures, disabling entropy source",  # r5, r6
-    "Too many bad blocks, entropy source malfunction assumed",  # rd
-    "Too Slow: Disabling",  # r6
-)
-DENIED = "RNDADDENTROPY failed: Operation not permitted"
-NOISE = "stats:"  # rng-tools-debian's counters, every hour
 
 Log = Callable[[str], None]
 
@@ -57,10 +49,7 @@ class RngdSink(Sink):
         self._due_ns = 0  # not looked for nor started before
         self._kill_ns: Optional[int] = None  # set between SIGTERM and the end
         self._backoff_ns = FIRST_BACKOFF_NS
-        self._verdict: Optional[Tuple[str, str]] = None  # why this child has to go, or went
-        self._blocks = self._bad_block = 0  # number of the block given last, and of the last one rejected
-        self._rejected = self._clean = 0
-        self._last_line = ""
+        self._judge = Judge()  # of this child
 
     @property
     def pid(self) -> Optional[int]:
@@ -72,17 +61,19 @@ class RngdSink(Sink):
         return max(self._block_size() - len(self._left), 0)
 
     def offer(self, data: memoryview, now_ns: int) -> int:
-        n = self._block_size() - len(self._left)
-        if len(data) < n or self._pipe.waiting or self._verdict is not None:
+        size = self._block_size()
+        n = max(size - len(self._left), 0)
+        if len(data) < n or self._pipe.waiting or self._judge.verdict is not None:
             return 0
         if self._child is None and not self._start(now_ns):
             return 0
-        block = self._left + data[:n]
+        block = self._left[:size] + data[:n]
+        rest = self._left[size:]  # an rngd that reads more at its start was replaced by one that reads less
         self._pipe.put(block)
-        self._blocks += 1
+        self._judge.gave_block()
         wipe(block)
         wipe(self._left)
-        self._left = bytearray()
+        self._left = rest
         self._moved_ns = self._looked_ns = now_ns
         return n
 
@@ -101,9 +92,12 @@ class RngdSink(Sink):
         elif self._kill_ns is not None:
             if now_ns >= self._kill_ns:
                 self._child.signal(signal.SIGKILL)
+        elif self._pipe.waiting and self._took_less_at_its_start(now_ns):
+            self._learn_start()
         elif self._pipe.waiting and now_ns >= self._moved_ns + PARKED_NS:
-            self._condemn("parked", "left {} bytes untaken for 15 s".format(self._pipe.waiting))
-        if self._child is not None and self._verdict is not None and self._kill_ns is None:
+            detail = "left {} bytes untaken for 15 s".format(self._pipe.waiting)
+            self._say(*self._judge.condemn("parked", detail))
+        if self._child is not None and self._judge.verdict is not None and self._kill_ns is None:
             self._child.signal(signal.SIGTERM)
             self._kill_ns = now_ns + GRACE_NS
 
@@ -145,13 +139,25 @@ class RngdSink(Sink):
         self._consumed += taken
         self._passed_on += taken
         self._moved_ns = now_ns
-        if self._pipe.waiting or self._verdict is not None:
-            return
-        if self._bad_block != self._blocks:  # what it says of a block may come before or after this
-            self._clean += 1
-        if self.state == "starting" or self._clean >= 2:
-            self._rejected = 0
+        if not self._pipe.waiting and self._judge.took_block():
             self._say("ok", self._title())
+
+    def _took_less_at_its_start(self, now_ns: int) -> bool:
+        """True when all but a few bytes of the very first block were read, and no more are being read."""
+        if self._variant is None or now_ns < self._moved_ns + 2 * LOOK_NS:
+            return False
+        return self._consumed >= BLOCK_SIZE and self._pipe.waiting + self._consumed == (
+            self._variant.start_bytes + BLOCK_SIZE
+        )
+
+    def _learn_start(self) -> None:
+        """Another release reads fewer bytes before its first block; what it left there is not parked."""
+        self._left, taken = self._pipe.take_back()
+        if self._variant is not None and not taken:
+            self._variant = self._variant._replace(start_bytes=self._consumed - BLOCK_SIZE)
+            self._say("ok", self._title())
+        self._consumed += taken
+        self._passed_on += taken
 
     # --- the child
 
@@ -170,8 +176,8 @@ class RngdSink(Sink):
     def _start(self, now_ns: int) -> bool:
         if self._variant is None or now_ns < self._due_ns:
             return False
-        self._consumed = self._rejected = self._clean = 0
-        self._last_line = ""
+        self._consumed = 0
+        self._judge = Judge()
         try:
             self._child = Child(self._loop, self._variant.argv, self._pipe.read_end, self._said)
         except OSError as error:
@@ -185,33 +191,17 @@ class RngdSink(Sink):
         return True
 
     def _said(self, line: str) -> None:
-        if line.startswith(NOISE):
-            return
-        self._last_line = line
-        self._log("rngd says: " + line)
-        if DENIED in line:
-            self._condemn("no-permission", line)
-        elif any(text in line for text in GAVE_UP):
-            self._condemn("complaining", line)
-        elif REJECTED in line:
-            self._rejected += 1
-            self._clean = 0
-            self._bad_block = self._blocks
-            self._say("complaining", line)
-            if self._rejected >= MAX_REJECTED:
-                self._condemn("complaining", line)
-
-    def _condemn(self, state: str, detail: str) -> None:
-        if self._verdict is None:
-            self._verdict = (state, detail)
-            self._say(state, detail)
+        if not line.startswith(NOISE):
+            self._log("rngd says: " + line)
+            self._say(*(self._judge.heard(line) or (self.state, self.detail)))
 
     def _ended(self, how: str, now_ns: int) -> None:
-        detail = "rngd ended, {}: {}".format(how, self._last_line or "without a word")
+        detail = "rngd ended, {}: {}".format(how, self._judge.last_line or "without a word")
         self._log(detail)
-        state, detail = self._verdict or ("dying", detail)
+        state, detail = self._judge.verdict or ("dying", detail)
         self._say(state, detail)
-        self._child = self._verdict = self._kill_ns = None
+        self._child = self._kill_ns = None
+        self._judge = Judge()
         self._left, taken = self._pipe.take_back()
         self._passed_on += taken
         if now_ns >= self._started_ns + STEADY_NS:
@@ -223,4 +213,4 @@ class RngdSink(Sink):
         self._consumed = 0
 
     def _title(self) -> str:
-        return "{0.kind} {0.version}".format(self._variant) if self._variant is not None else ""
+        return "rngd {0.version} of {0.kind}".format(self._variant) if self._variant is not None else ""

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A stand-in for rngd whose misbehaviour is the first word of the file ``mode`` beside it.
 
-good | parked | deaf (also to SIGTERM) | dies CODE | rejects | gives-up | denied | upstream (a version 6)
+good | parked | deaf (also to SIGTERM) | dies CODE | rejects | gives-up | denied | upstream N (a version 6 that reads N bytes first)
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
         while True:
             time.sleep(60)
     fd = os.open("/proc/self/fd/0", os.O_RDONLY)
-    read_exactly(fd, 24 if upstream else 8)
+    read_exactly(fd, int(rest[0]) if upstream else 8)
     for n in range(10**9):
         block = read_exactly(fd, BLOCK)
         with (HERE / "blocks").open("ab") as blocks:

@@ -30,12 +30,14 @@ def null() -> Iterator[int]:
 
 
 def run(loop: Loop, null: int, script: str) -> tuple[list[str], str]:
+    """What it said, and how it ended."""
     lines: list[str] = []
     child = Child(loop, ["/bin/sh", "-c", script], null, lines.append)
     ends: list[str | None] = []
 
     def ended() -> bool:
         loop.wait(1_000_000)
+        assert len(child._line) <= MAX_LINE, "a line without an end grows and grows"
         ends.append(child.poll())
         return ends[-1] is not None
 
