@@ -119,7 +119,7 @@ def _check_rngd(found: Findings) -> None:
     if variant is None:
         found.mend("{} is no rngd that we know".format(path), INSTALL)
         return
-    found.ok("{} is {} {}".format(path, variant.kind, variant.version))
+    found.ok("{} is version {} of {}".format(path, variant.version, variant.kind))
 
 
 def _check_pipe(found: Findings, path: str) -> None:

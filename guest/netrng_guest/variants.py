@@ -6,9 +6,9 @@ Each wants ``-o /dev/urandom``: with /dev/random, which on a modern kernel never
 bytes and then waits.  Before the first block each reads a few bytes to start its continuous test; without
 them every block would wait for the first bytes of the next.
 
-- r5, rng-tools5 5: without ``-d 1`` it mixes RDRAND in and starves the pipe.
-- rd, rng-tools-debian 2: one source only; without ``-T 0`` it ends after ten seconds without a first byte.
-- r6, upstream rng-tools 6: whatever ``-l`` lists is excluded by name, but for hwrng.
+- rng-tools5: without ``-d 1`` it mixes RDRAND in and starves the pipe.
+- rng-tools-debian: one source only; without ``-T 0`` it ends after ten seconds without a first byte.
+- rng-tools6, the upstream: whatever ``-l`` lists is excluded by name, but for hwrng.
 """
 
 import os
@@ -20,7 +20,7 @@ NAME = "rngd"
 FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/bin", "/usr/local/bin", "/bin")
 STDIN = "/proc/self/fd/0"  # what /dev/stdin is a link to, where there is a udev or devtmpfs that makes one
 MAX_OUTPUT = 65536
-HELP_S, LIST_S = 3, 5  # r6 -l starts every source to see whether it works
+HELP_S, LIST_S = 3, 5  # rng-tools6's -l starts every source to see whether it works
 
 
 class Variant(NamedTuple):
@@ -48,11 +48,11 @@ def identify(path: str) -> Optional[Variant]:
     version = match.group(1) if match else "?"
     base = [path, "-f", "-r", STDIN, "-o", "/dev/urandom"]
     if "--feed-interval" in text:
-        return Variant("rd", version, base + ["-T", "0"], 8)
+        return Variant("rng-tools-debian", version, base + ["-T", "0"], 8)
     if "--no-drng" in text:
-        return Variant("r5", version, base + ["-d", "1", "-n", "1"], 8)
+        return Variant("rng-tools5", version, base + ["-d", "1", "-n", "1"], 8)
     if "--exclude" in text:
-        return Variant("r6", version, base + _exclusions(path, text), 24)
+        return Variant("rng-tools6", version, base + _exclusions(path, text), 24)
     return None
 
 

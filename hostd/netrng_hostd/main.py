@@ -9,10 +9,12 @@ import asyncio
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from netrng_hostd import __version__
-from netrng_hostd.config import Config, ConfigError, load
-from netrng_hostd.sources.identity import refuse_reason
+
+if TYPE_CHECKING:
+    from netrng_hostd.config import Config
 
 EXAMPLES = """\
 examples:
@@ -79,9 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(given)
     try:
         return _run_command(options)
-    except ConfigError as error:
-        print(f"netrng-hostd: {error}", file=sys.stderr)
-        return 2
+    except ModuleNotFoundError as error:
+        text = f"the Python module {error.name} is missing; install it: pip install 'netrng-vm[hostd]'"
+        print(f"netrng-hostd: {text}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -91,6 +94,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run_command(options: argparse.Namespace) -> int:
+    # Imported only here and below: without its libraries the command can still say what is missing.
+    from netrng_hostd.config import ConfigError
+
+    try:
+        return _run_configured(options)
+    except ConfigError as error:
+        print(f"netrng-hostd: {error}", file=sys.stderr)
+        return 2
+
+
+def _run_configured(options: argparse.Namespace) -> int:
+    from netrng_hostd.config import load
+
     command = options.command
     if command == "run":
         config = load(options.config)
@@ -108,6 +124,8 @@ def _run_command(options: argparse.Namespace) -> int:
 
     if command == "xml":
         print(attach.xml(xen=options.xen, virtio_rng=options.virtio_rng), end="")
+        if options.virtio_rng:
+            print("note: nothing serves this device in this version; reading it waits", file=sys.stderr)
         return 0
     action = attach.attach if command == "attach" else attach.detach
     result = action(options.domain, options.connect)
@@ -118,6 +136,9 @@ def _run_command(options: argparse.Namespace) -> int:
 
 def _refuse_sources(config: Config) -> None:
     """A PRNG or a file called a device is a mistake in the configuration, not trouble with a device."""
+    from netrng_hostd.config import ConfigError
+    from netrng_hostd.sources.identity import refuse_reason
+
     for source in config.sources:
         reason = refuse_reason(source.path, source.kind)
         if reason is not None:

@@ -31,7 +31,7 @@ def vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "dev" / "vport1p1").symlink_to(os.ttyname(guest))
     monkeypatch.setattr(module, "_may_credit", lambda: True)
     monkeypatch.setattr(variants, "find_rngd", lambda: "/usr/sbin/rngd")
-    monkeypatch.setattr(variants, "identify", lambda path: variants.Variant("r5", "5", [path], 8))
+    monkeypatch.setattr(variants, "identify", lambda path: variants.Variant("rng-tools5", "5", [path], 8))
     yield tmp_path
     os.close(host)
     os.close(guest)
@@ -48,7 +48,7 @@ def test_all_is_well(vm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert text.splitlines() == [
         f"ok     channel {vm}/dev/vport1p1",
         "ok     may credit the kernel's pool",
-        "ok     /usr/sbin/rngd is r5 5",
+        "ok     /usr/sbin/rngd is version 5 of rng-tools5",
     ]
 
 

@@ -11,8 +11,8 @@ from netrng_guest import variants
 
 COMMON = ["-f", "-r", "/proc/self/fd/0", "-o", "/dev/urandom"]
 HELP = {
-    "r5": "-d, --no-drng=1|0  Do not use drng\n-n, --no-tpm=1|0\n",
-    "rd": "-t, --feed-interval=n\n-T, --rng-timeout=n\n",
+    "rng-tools5": "-d, --no-drng=1|0  Do not use drng\n-n, --no-tpm=1|0\n",
+    "rng-tools-debian": "-t, --feed-interval=n\n-T, --rng-timeout=n\n",
     "r6": "-x, --exclude=n\n-n, --include=n\n-l, --list\n",
     "r6 without a list": "-x, --exclude=n\n",
     "none": "usage: something else\n",
@@ -42,7 +42,7 @@ def fake(folder: Path, help_text: str, version: str, listing: str = LIST, wait: 
 
 @pytest.mark.parametrize(
     ("kind", "version", "extra", "start_bytes"),
-    [("r5", "5", ["-d", "1", "-n", "1"], 8), ("rd", "2.2", ["-T", "0"], 8)],
+    [("rng-tools5", "5", ["-d", "1", "-n", "1"], 8), ("rng-tools-debian", "2.2", ["-T", "0"], 8)],
 )
 def test_by_its_own_help(tmp_path: Path, kind: str, version: str, extra: list[str], start_bytes: int) -> None:
     path = fake(tmp_path, HELP[kind], version)
@@ -53,7 +53,7 @@ def test_upstream_excludes_all_that_it_lists_but_hwrng(tmp_path: Path) -> None:
     path = fake(tmp_path, HELP["r6"], "6.17")
     found = variants.identify(path)
     excluded = [word for name in ("jitter", "namedpipe", "nist", "qrypt", "rdrand") for word in ("-x", name)]
-    assert found == variants.Variant("r6", "6.17", [path, *COMMON, *excluded], 24)
+    assert found == variants.Variant("rng-tools6", "6.17", [path, *COMMON, *excluded], 24)
 
 
 @pytest.mark.parametrize("trouble", ["no list", "empty", "slow"])

@@ -18,7 +18,7 @@ GOOD, DOUBTFUL, BAD, FAINT, LOUD = "green", "yellow", "red", "dim", "bold red"
 STRONG = "bold"
 STYLES = {
     "healthy": GOOD, "open": GOOD, "connected": GOOD,
-    "starting": DOUBTFUL, "connecting": DOUBTFUL, "waiting": DOUBTFUL, "vanished": FAINT,
+    "starting": DOUBTFUL, "connecting": DOUBTFUL, "waiting": DOUBTFUL,
 }  # fmt: skip
 AGENT_TEXT_MAX = 10  # characters of what an agent says of itself; all of it is in the JSON
 
@@ -96,7 +96,7 @@ def _stacks(status: DaemonStatus, domain: DomainStatus, total: int) -> list[list
         ],
         [
             Value("SINK", Text(_agent(domain, "sink") or "–")),
-            Value("FEEDS", Text(feeds, GOOD if feeds == "feeding" else DOUBTFUL)),
+            Value("FEEDS", Text(feeds, GOOD if feeds == "ok" else DOUBTFUL)),
             Value("AGENT", Text(_agent(domain, "version"), FAINT)),
         ],
     ]

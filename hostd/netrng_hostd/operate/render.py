@@ -119,7 +119,7 @@ def _reservoir(status: DaemonStatus) -> Text:
 def _troubles(status: DaemonStatus, shown: Sequence[DomainStatus]) -> Iterator[RenderableType]:
     for domain in shown:
         said = [domain.detail] if domain.detail else []
-        if domain.agent and domain.agent.get("detail"):
+        if domain.agent and domain.agent.get("detail") and domain.agent.get("sink_state") != "ok":
             said.append(f"its agent says: {printable(domain.agent['detail'])}")
         for text in said:
             line = Text("\n").append(printable(domain.name), STRONG)

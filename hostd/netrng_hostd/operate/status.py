@@ -32,7 +32,6 @@ DOMAIN_STATES = {
     "open": "served",
     "violated": "the guest broke the protocol; it is offered a new session after a while",
     "incompatible": "the agent speaks no version of the protocol that this daemon speaks",
-    "vanished": "libvirt does not list it any more",
 }
 URI_STATES = {
     "connecting": "the first attempt is under way",

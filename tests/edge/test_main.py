@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of netrng-hostd, as a person meets it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.edge.rig import run_command
+
+from netrng_hostd import __version__
+from netrng_hostd.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("command", ["run", "check", "status", "attach", "detach", "xml"])
+def test_every_command_helps_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"example:\n  netrng-hostd {command}" in capsys.readouterr().out
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, wanted in (("--version", f"netrng-hostd {__version__}\n"), ("--help", "examples:")):
+        with pytest.raises(SystemExit) as ended:
+            main([flag])
+        assert ended.value.code == 0
+        assert wanted in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["status", "--json", "--watch"],
+        ["attach"],
+        ["run", "--nonsense"],
+        ["xml", "--xen", "--virtio-rng"],
+    ],
+)
+def test_misuse_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_run_is_the_default_and_takes_its_flags_alone(tmp_path: Path) -> None:
+    path = tmp_path / "hostd.toml"
+    path.write_text("nonsense = 1\n")
+    for arguments in (["--config", str(path)], ["run", "--config", str(path)]):
+        done = run_command(*arguments)
+        assert done.returncode == 2
+        assert "nonsense" in done.stderr
+
+
+def test_xml_prints_the_snippet(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["xml"]) == 0
+    assert "<target type='virtio' name='org.netrng.0'/>" in capsys.readouterr().out
+    assert main(["xml", "--xen"]) == 0
+    assert "<target type='xen' name='org.netrng.0'/>" in capsys.readouterr().out
+    assert main(["xml", "--virtio-rng"]) == 0
+    said = capsys.readouterr()
+    assert "<rng model='virtio'>" in said.out
+    assert "nothing serves this device" in said.err
+
+
+def test_a_missing_library_is_one_line() -> None:
+    paths = {"PYTHONPATH": os.pathsep.join((str(ROOT / "hostd"), str(ROOT / "guest")))}
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "netrng_hostd", "status"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **paths},
+        timeout=30,
+    )
+    assert done.returncode == 1
+    assert "pip install" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m netrng_hostd xml | true",
+        shell=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=30,
+    )
+    assert done.stderr == ""
