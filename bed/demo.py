@@ -288,7 +288,8 @@ def report(
     console.print(
         "every byte ever read is accounted for" if after["ledger_ok"] else "[red]the books do not add up[/]"
     )
-    return bool(after["ledger_ok"]) and all(got[q.domain] > 0 and credited[q.domain].calls > 0 for q in QUOTAS)
+    fed = all(got[q.domain] > 0 and credited[q.domain].calls > 0 for q in QUOTAS)
+    return bool(after["ledger_ok"]) and fed
 
 
 def _steps(console: Console) -> Callable[[str], None]:
