@@ -239,6 +239,13 @@ def test_the_house_is_described_as_it_is() -> None:
         assert there <= named, f"{heading}: not described"
 
 
+def test_the_host_is_forbidden_every_guest_module_but_the_wire_format() -> None:
+    contracts = tomli.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (forbidden,) = (c["forbidden_modules"] for c in contracts if c["name"].startswith("the host takes only"))
+    modules = {f"netrng_guest.{path.stem}" for path in (ROOT / "guest/netrng_guest").glob("*.py")}
+    assert set(forbidden) == modules - {"netrng_guest.__init__", "netrng_guest.wire"}
+
+
 def test_the_journey_is_the_same_everywhere() -> None:
     journeys = {line.strip("` ") for page in PAGES for line in text(page).splitlines() if "║" in line}
     assert len(journeys) == 1
