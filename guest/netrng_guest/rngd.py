@@ -14,9 +14,9 @@ from . import variants
 from .blockpipe import BlockPipe
 from .child import Child
 from .demand import BLOCK_SIZE, SECOND_NS
+from .judge import NOISE, Judge
 from .loop import Loop
 from .sink import Sink
-from .variants import NOISE, Judge
 from .wire import wipe
 
 PARKED_NS = 15 * SECOND_NS
