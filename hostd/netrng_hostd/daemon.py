@@ -13,6 +13,7 @@ import asyncio
 import logging
 import signal
 import time
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -54,9 +55,13 @@ class Daemon:
         self._watchers: list[Watcher] = []
         self._meters = Meters()
         self._stop = asyncio.Event()
+        self.failed = False
 
     async def run(self) -> None:
-        """Serves until SIGTERM or SIGINT.  Source or libvirt trouble is a state, not an end."""
+        """Serves until SIGTERM or SIGINT.  Source or libvirt trouble is a state, not an end.
+
+        ``failed`` afterwards: a mistake of ours ended it.
+        """
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_log_exception)
         async with AsyncExitStack() as stack:
@@ -69,7 +74,7 @@ class Daemon:
             self._start_source(stack)
             stack.push_async_callback(self.roster.close)
             self._start_discovery(stack)
-            stack.push_async_callback(_cancel, loop.create_task(self._tick(), name="tick"))
+            self._start_task(self._tick(), "the clock", stack)
             systemd.notify("READY=1")
             log.info("ready: source %s, control %s", self.source_watch.describe(), self._config.control)
             await self._stop.wait()
@@ -166,8 +171,19 @@ class Daemon:
         )
         if streams:
             open_stream = watcher.open_stream
-        task = asyncio.get_running_loop().create_task(watcher.run(), name=f"watch {uri}")
+        self._start_task(watcher.run(), f"discovery at {uri}", stack)
+
+    def _start_task(self, coroutine: Coroutine[Any, Any, None], name: str, stack: AsyncExitStack) -> None:
+        """A task without which there is no daemon: better started anew than deaf and READY."""
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        task.add_done_callback(self._task_ended)
         stack.push_async_callback(_cancel, task)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            log.critical("%s has ended: %s", task.get_name(), where_raised(task.exception()))
+            self.failed = True
+            self._stop.set()
 
     def _uri_changed(self, state: UriState) -> None:
         self.uris[state.uri] = state
@@ -187,7 +203,6 @@ class Daemon:
                 told = summary
                 systemd.notify(f"STATUS={summary}")
             await asyncio.sleep(TICK_S)
-
 
     def _summary(self) -> str:
         """One line for `systemctl status`."""

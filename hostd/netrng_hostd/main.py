@@ -153,8 +153,10 @@ def _run_daemon(config: Config, config_path: str | None) -> int:
 
     logging.basicConfig(level=logging.INFO, format=_log_format(), stream=sys.stderr)
 
-    async def serve() -> None:
-        await Daemon(config, config_path).run()
+    async def serve() -> int:
+        daemon = Daemon(config, config_path)
+        await daemon.run()
+        return 1 if daemon.failed else 0
 
     forbid_dumps()
     try:
@@ -162,7 +164,7 @@ def _run_daemon(config: Config, config_path: str | None) -> int:
             unlocked = lock_memory()
             if unlocked is not None:
                 logging.getLogger("netrng.daemon").info("%s", unlocked)
-            asyncio.run(serve())
+            return asyncio.run(serve())
     except LockHeld as error:
         print(f"netrng-hostd: {error}", file=sys.stderr)
         return 1
@@ -171,7 +173,6 @@ def _run_daemon(config: Config, config_path: str | None) -> int:
         return 1
     finally:
         shutdown()
-    return 0
 
 
 def _log_format() -> str:

@@ -6,12 +6,14 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.edge.rig import Guest, Hostd, fed_fifo, run_command, wait_for
+from tests.edge.rig import ENVIRONMENT, Guest, Hostd, fed_fifo, run_command, wait_for
 from tests.streams import assert_disjoint, stream
 
 from netrng_guest import wire
@@ -203,6 +205,21 @@ def test_status_without_a_daemon_is_exit_code_3(tmp_path: Path) -> None:
     done = run_command("status", "--config", str(path))
     assert done.returncode == 3
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_daemon_whose_clock_or_discovery_ended_does_not_stay(tmp_path: Path) -> None:
+    hostd = Hostd(tmp_path, NO_LIBVIRT + source("/dev/urandom"))
+    broken = "import sys\nfrom netrng_hostd import main, snapshot\nsnapshot.Meters.tick = None\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{broken}sys.exit(main.main(['run', '--config', '{hostd.config}']))"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=ENVIRONMENT,
+    )
+    assert done.returncode == 1, "so that the service manager starts it anew"
+    assert "the clock has ended: internal error: TypeError" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def hostile_garbage(guest: Guest) -> None:
