@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.edge.rig import Guest
 
+from netrng_guest import wire
 from netrng_hostd.channels import channel as channel_module
 from netrng_hostd.channels.channel import HANDSHAKE_NS, Channel
 from netrng_hostd.channels.connect import ChannelUnavailable, connect_unix
@@ -139,6 +140,27 @@ def test_a_held_socket_is_explained_when_the_handshake_is_overdue(tmp_path: Path
                     assert f"ss -xp | grep {tmp_path}/vm.sock" in channel.detail
                 finally:
                     await stop(task)
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_an_agent_that_starts_anew_has_as_long_for_its_handshake_as_the_first(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        guest = Guest(tmp_path / "vm.sock")
+        channel = make_channel(tmp_path / "vm.sock", Books())
+        task = asyncio.create_task(channel.run())
+        try:
+            await until(lambda: channel.state == "open")
+            guest.answer = False
+            guest.send(wire.encode(wire.Bye(guest.session)))
+            await until(lambda: channel.state == "waiting")
+            channel.tick(channel.since_ns + HANDSHAKE_NS)
+            assert channel.detail == ""
+            channel.tick(channel.since_ns + HANDSHAKE_NS + 1)
+            assert "no agent has answered" in channel.detail
+        finally:
+            await stop(task)
+            guest.close()
 
     asyncio.run(scenario(), debug=True)
 

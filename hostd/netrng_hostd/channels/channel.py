@@ -72,7 +72,6 @@ class Channel:
         self._log_budget = LogBudget(now_ns)
         self._paused = False
         self._resume_timer: asyncio.TimerHandle | None = None
-        self._connected_ns = now_ns
         self.state = "connecting"
         self.detail = ""
         self.since_ns = now_ns
@@ -110,7 +109,7 @@ class Channel:
         due_ns = self.session.next_tick_ns
         if due_ns is not None and due_ns <= now_ns:
             self._handle(self.session.tick(now_ns), now_ns)
-        if self.state == "waiting" and not self.detail and now_ns - self._connected_ns > HANDSHAKE_NS:
+        if self.state == "waiting" and not self.detail and now_ns - self.since_ns > HANDSHAKE_NS:
             self.detail = (
                 "no agent has answered: netrng-guest is not running in the domain, or another program holds "
                 f"the channel: find out with: ss -xp | grep {self.where}"
@@ -137,8 +136,8 @@ class Channel:
         self._link = Link(
             sock, loop, received=self._received, drained=self._drained, closed=self._link_closed
         )
-        self._connected_ns = time.monotonic_ns()
-        self._handle(self.session.renew(self._connected_ns), self._connected_ns)
+        now_ns = time.monotonic_ns()
+        self._handle(self.session.renew(now_ns), now_ns)
         if self._link is not None:
             self._link.start()
         await self._lost_link.wait()
