@@ -14,9 +14,9 @@ from . import variants
 from .blockpipe import BlockPipe
 from .child import Child
 from .demand import BLOCK_SIZE, SECOND_NS
-from .judge import NOISE, Judge
 from .loop import Loop
 from .sink import Sink
+from .variants import NOISE, Judge
 from .wire import wipe
 
 PARKED_NS = 15 * SECOND_NS
@@ -92,8 +92,6 @@ class RngdSink(Sink):
         elif self._kill_ns is not None:
             if now_ns >= self._kill_ns:
                 self._child.signal(signal.SIGKILL)
-        elif self._pipe.waiting and self._took_less_at_its_start(now_ns):
-            self._learn_start()
         elif self._pipe.waiting and now_ns >= self._moved_ns + PARKED_NS:
             detail = "left {} bytes untaken for 15 s".format(self._pipe.waiting)
             self._say(*self._judge.condemn("parked", detail))
@@ -141,23 +139,6 @@ class RngdSink(Sink):
         self._moved_ns = now_ns
         if not self._pipe.waiting and self._judge.took_block():
             self._say("ok", self._title())
-
-    def _took_less_at_its_start(self, now_ns: int) -> bool:
-        """True when all but a few bytes of the very first block were read, and no more are being read."""
-        if self._variant is None or now_ns < self._moved_ns + 2 * LOOK_NS:
-            return False
-        return self._consumed >= BLOCK_SIZE and self._pipe.waiting + self._consumed == (
-            self._variant.start_bytes + BLOCK_SIZE
-        )
-
-    def _learn_start(self) -> None:
-        """Another release reads fewer bytes before its first block; what it left there is not parked."""
-        self._left, taken = self._pipe.take_back()
-        if self._variant is not None and not taken:
-            self._variant = self._variant._replace(start_bytes=self._consumed - BLOCK_SIZE)
-            self._say("ok", self._title())
-        self._consumed += taken
-        self._passed_on += taken
 
     # --- the child
 

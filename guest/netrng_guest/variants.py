@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rngd is installed, and how it is told to take its bytes from us and from nowhere else.
+"""Which rngd is installed, how it is told to take its bytes from us alone, and what its words mean.
 
 Three programs go by that name.  All read 2,500 bytes, test them (FIPS 140-2) and credit them 64 at a time.
 Each wants ``-o /dev/urandom``: with /dev/random, which on a modern kernel never polls writable, it credits 64
@@ -14,7 +14,7 @@ them every block would wait for the first bytes of the next.
 import os
 import re
 import subprocess
-from typing import List, NamedTuple, Optional
+from typing import List, NamedTuple, Optional, Tuple
 
 NAME = "rngd"
 FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/bin", "/usr/local/bin", "/bin")
@@ -22,9 +22,25 @@ STDIN = "/proc/self/fd/0"  # what /dev/stdin is a link to, where there is a udev
 MAX_OUTPUT = 65536
 HELP_S, LIST_S = 3, 5  # rng-tools6's -l starts every source to see whether it works
 
+MAX_REJECTED = 3  # rejections without two good blocks in between: by chance about one in 1,250 is rejected
+REJECTED = "failed FIPS test"
+GAVE_UP = (
+    "too many FIPS failures, disabling entropy source",  # r5, r6
+    "Too many bad blocks, entropy source malfunction assumed",  # rd
+    "Too Slow: Disabling",  # r6
+)
+DENIED = "RNDADDENTROPY failed: Operation not permitted"
+NOISE = "stats:"  # rng-tools-debian's counters, every hour
+
+State = Tuple[str, str]  # one of sink.STATES, and the detail
+
 
 class Variant(NamedTuple):
-    """``start_bytes``: what it reads before its first block."""
+    """``start_bytes``: what it reads before its first block.
+
+    A release that reads less is no worse off: it takes the rest along for its next block.  One that reads more
+    credits each block only when the next one comes.
+    """
 
     kind: str
     version: str
@@ -78,3 +94,46 @@ def _output_of(argv: List[str], seconds: int) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout[:MAX_OUTPUT].decode("utf-8", "replace")
+
+
+class Judge:
+    """Of one rngd.  ``verdict``: why it has to go, once it has to; ``last_line``: what it said last."""
+
+    def __init__(self) -> None:
+        self.verdict: Optional[State] = None
+        self.last_line = ""
+        self._blocks = self._bad_block = 0  # number of the block given last, and of the last one rejected
+        self._rejected = self._clean = 0
+
+    def gave_block(self) -> None:
+        """It was given one more block.  Of the one before it has said by now what it had to say."""
+        if self._blocks and self._bad_block != self._blocks:
+            self._clean += 1
+        if self._clean >= 2:
+            self._rejected = 0
+        self._blocks += 1
+
+    def took_block(self) -> bool:
+        """It took the block; True if all is well, as far as it has said."""
+        return not self._rejected and self.verdict is None
+
+    def heard(self, line: str) -> Optional[State]:
+        """It said ``line``; what that means for the state, if anything."""
+        self.last_line = line
+        if DENIED in line:
+            return self.condemn("no-permission", line)
+        if any(text in line for text in GAVE_UP):
+            return self.condemn("complaining", line)
+        if REJECTED not in line:
+            return None
+        self._rejected += 1
+        self._clean = 0
+        self._bad_block = self._blocks
+        if self._rejected >= MAX_REJECTED:
+            return self.condemn("complaining", line)
+        return self.verdict or ("complaining", line)
+
+    def condemn(self, state: str, detail: str) -> State:
+        """It has to go; the first reason stands."""
+        self.verdict = self.verdict or (state, detail)
+        return self.verdict
