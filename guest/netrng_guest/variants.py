@@ -38,8 +38,8 @@ State = Tuple[str, str]  # one of sink.STATES, and the detail
 class Variant(NamedTuple):
     """``start_bytes``: what it reads before its first block.
 
-    A release that reads less is no worse off: it takes the rest along for its next block.  One that reads more
-    credits each block only when the next one comes.
+    A release that reads less is no worse off: it takes the rest along for its next block.  One that reads
+    more credits each block only when the next one comes.
     """
 
     kind: str
