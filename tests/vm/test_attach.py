@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`netrng-hostd attach` and `detach` on VMs that run, beside a daemon that shall notice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import libvirt
+from bed.libvirtd import PrivateLibvirtd
+from bed.vm import VM
+from tests.edge.rig import run_command
+from tests.vm.rig import DRAIN, BootVM, boot_with_agent, make_hostd, wait_for_acked, wait_for_state
+
+LATER = "active after the next full power-off, not a guest reboot"
+
+
+def administer(command: str, vm: VM) -> str:
+    """`netrng-hostd COMMAND NAME --connect URI`, as an administrator types it; what it printed."""
+    done = run_command(command, vm.name, "--connect", vm.host.uri)
+    assert done.returncode == 0, done
+    assert done.stderr == ""
+    return done.stdout
+
+
+def kept_channel(vm: VM) -> bool:
+    """Whether the persistent definition has the channel."""
+    return "org.netrng.0" in vm.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+
+
+def test_attached_and_detached_live(boot_vm: BootVM, libvirtd: PrivateLibvirtd, tmp_path: Path) -> None:
+    with make_hostd(tmp_path, libvirtd, "/dev/urandom") as hostd:
+        hostd.start()
+        options: dict[str, Any] = {"channel": False, "memory_mib": 192, "trace": False, "wait": False}
+        kept = boot_with_agent(boot_vm, "kept", arguments=f"--rate 10kB/s {DRAIN}", **options)
+        transient = boot_with_agent(
+            boot_vm, "transient", arguments=f"--rate 10kB/s {DRAIN}", persistent=False, **options
+        )
+        for vm in (kept, transient):
+            vm.wait_up()
+        assert sorted(hostd.status()["without_channel"]) == ["kept", "transient"]
+        for vm in (kept, transient):
+            said = administer("attach", vm)
+            assert "active now" in said
+            assert ("definition" in said) == (vm is kept)
+        for vm in (kept, transient):
+            wait_for_acked(hostd, vm, 4096)
+        assert hostd.status()["without_channel"] == []
+        assert kept_channel(kept)
+        assert "has the channel already" in administer("attach", kept)
+
+        for vm in (kept, transient):
+            assert "removed from the running domain" in administer("detach", vm)
+        for vm in (kept, transient):
+            wait_for_state(hostd, vm, "")
+        assert sorted(hostd.status()["without_channel"]) == ["kept", "transient"]
+        assert not kept_channel(kept)
+        assert hostd.status()["ledger_ok"]
+
+        administer("attach", kept)
+        wait_for_acked(hostd, kept, 4096)
+        assert hostd.status()["ledger_ok"]
+        assert "Traceback" not in hostd.log
+
+
+def test_without_a_controller_it_is_active_after_a_power_off(
+    boot_vm: BootVM, libvirtd: PrivateLibvirtd, tmp_path: Path
+) -> None:
+    with make_hostd(tmp_path, libvirtd, "/dev/urandom") as hostd:
+        hostd.start()
+        vm = boot_with_agent(
+            boot_vm,
+            "later",
+            arguments=DRAIN,
+            channel=False,
+            controller=False,
+            memory_mib=192,
+            trace=False,
+        )
+        assert LATER in administer("attach", vm)
+        assert kept_channel(vm)
+        assert vm.channel_socket() is None
+        assert hostd.status()["without_channel"] == ["later"]
+        vm.destroy()
+        vm.wait_for(lambda: hostd.status()["without_channel"] == [], 30, "the VM to be gone")
+        vm.boot_again()
+        wait_for_acked(hostd, vm, 4096)
+        assert hostd.domain("later")["state"] == "open"
+
+        transient = boot_with_agent(
+            boot_vm,
+            "brief",
+            channel=False,
+            controller=False,
+            persistent=False,
+            memory_mib=192,
+            trace=False,
+            wait=False,
+        )
+        vm.wait_for(lambda: hostd.status()["without_channel"] == ["brief"], 30, "the VM to be named")
+        refused = run_command("attach", "brief", "--connect", transient.host.uri)
+        assert refused.returncode == 1, "nothing to keep it in"
+        assert "virtio-serial" in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+        assert LATER not in refused.stdout + refused.stderr
+        assert "Traceback" not in hostd.log
