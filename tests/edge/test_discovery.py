@@ -143,9 +143,11 @@ def test_a_reverted_snapshot_is_renewed_or_a_new_domain() -> None:
                 await until(lambda: UUID_A in watcher.domains)
                 first = watcher.domains[UUID_A].id
                 domain.revertToSnapshot(snapshot, 0)
-                await until(lambda: len(recorder.calls) > 1 and recorder.calls[-1][0] != "vanished")
-                if watcher.domains[UUID_A].id == first:
-                    assert recorder.calls[1] == ("renewed", "a")
+                now = libvirtd.lookupByName("a").ID()
+                await until(lambda: len(recorder.calls) > 1 and UUID_A in watcher.domains)
+                await until(lambda: watcher.domains[UUID_A].id == now)
+                if now == first:
+                    assert recorder.calls[1:] == [("renewed", "a")]
                 else:
                     assert recorder.calls[1:] == [("vanished", "a"), ("appeared", "a")]
             domain.destroy()

@@ -108,7 +108,7 @@ def test_a_refused_permission_is_named_as_such(tmp_path: Path) -> None:
         async with running(watcher):
             await until(lambda: watcher.state.state == "down")
             assert "Permission denied" in watcher.state.detail
-            assert "root" in watcher.state.detail
+            assert "group libvirt" in watcher.state.detail
 
     with hung_libvirtd(path), unprivileged():
         if os.geteuid() != NOBODY:

@@ -26,7 +26,7 @@ from tests.edge.lab import QUICK, UUID_A, UUID_B, Recorder, paused_domain, runni
 
 from netrng_hostd.discovery.watcher import Watcher
 from netrng_hostd.hypervisor import DeniedError, HypervisorError, NoDomainError, event_thread
-from netrng_hostd.hypervisor.connection import KEEPALIVE_COUNT, KEEPALIVE_INTERVAL_S
+from netrng_hostd.hypervisor.connection import KEEPALIVE_COUNT, KEEPALIVE_INTERVAL_S, Connection
 from netrng_hostd.hypervisor.stream import MAX_BACKLOG_BYTES
 from netrng_hostd.operate.attach import attach, detach
 
@@ -248,23 +248,32 @@ def test_a_guest_that_floods_is_cut_off_and_costs_bounded_memory(hypervisor: Hyp
     asyncio.run(scenario(), debug=True)
 
 
-def test_a_cancelled_opening_leaves_no_socket(hypervisor: Hypervisor) -> None:
+def test_a_cancelled_opening_leaves_no_socket(
+    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, release = threading.Event(), threading.Event()
+    opened: list[socket.socket] = []
+    open_channel = Connection.open_channel
+
+    def slowly(self: Connection, uuid: str, name: str) -> socket.socket:
+        begun.set()
+        release.wait(20)
+        opened.append(open_channel(self, uuid, name))
+        return opened[0]
+
+    monkeypatch.setattr(Connection, "open_channel", slowly)
+
     async def scenario() -> None:
         async with watching(hypervisor) as (watcher, _):
             opening = asyncio.create_task(watcher.open_stream(watcher.domains[UUID_A]))
-            await asyncio.sleep(0)
+            await until(begun.is_set)
             opening.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                (await opening).close()
-            # It may not even have been begun; if it was, it is closed again, and the channel is free.
-            (await watcher.open_stream(watcher.domains[UUID_A])).close()
-            hypervisor.listener.settimeout(0.2)
-            with contextlib.suppress(TimeoutError):
-                while True:
-                    end = hypervisor.accept()
-                    await closed(end)
-                    end.close()
-            hypervisor.listener.settimeout(20)
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+            release.set()
+            await until(lambda: opened and opened[0].fileno() == -1)
+            with hypervisor.accept() as theirs:
+                assert await closed(theirs) == b""
 
     asyncio.run(scenario(), debug=True)
 
@@ -386,6 +395,7 @@ def test_a_libvirtd_that_falls_silent_is_given_up_by_keepalive(
             os.kill(pid, signal.SIGSTOP)
             try:
                 await until(lambda: watcher.state.state == "down")
+                assert "connection was lost: no answer to keepalives" in watcher.state.detail
                 assert recorder.calls == [("appeared", "a")]
             finally:
                 os.kill(pid, signal.SIGCONT)
