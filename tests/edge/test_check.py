@@ -200,7 +200,7 @@ def test_other_holders_are_noted_and_the_daemon_is_not(
     assert lines(check_source(source(path), frozenset([8]))) == [
         f"rngd (pid 7) holds {path} open as well and takes a part of it; "
         "stop it if the VMs are to have all of it",
-        f"not every process could be looked at; root sees whether another one holds {path} open",
+        f"not every process could be looked at (root sees more); one of them may hold {path} open",
     ]
 
 

@@ -139,5 +139,5 @@ def _check_holders(source: SourceConfig, own_pids: frozenset[int]) -> Iterator[F
             )
     if hidden:
         yield note(
-            f"not every process could be looked at; root sees whether another one holds {source.path} open"
+            f"not every process could be looked at (root sees more); one of them may hold {source.path} open"
         )
