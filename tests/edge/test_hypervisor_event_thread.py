@@ -60,3 +60,10 @@ def test_libvirt_prints_no_errors_of_its_own(capfd: pytest.CaptureFixture[str]) 
     with pytest.raises(libvirt.libvirtError):
         libvirt.open("qemu+unix:///session?socket=/no/such/socket")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_descriptor_can_be_watched_only_while_it_runs() -> None:
+    with pytest.raises(RuntimeError):
+        event_thread.watch(0, 1, lambda _events: None)
+    event_thread.rewatch(0, 1)
+    event_thread.unwatch(0)
