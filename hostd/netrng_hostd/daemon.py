@@ -10,6 +10,7 @@ Discovery tells the roster which domains there are; the roster keeps one channel
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import signal
 import time
@@ -20,6 +21,7 @@ from typing import Any
 from netrng_hostd.config import Config, ConfigError, load
 from netrng_hostd.core.health import HealthTests
 from netrng_hostd.core.ledger import Ledger
+from netrng_hostd.core.mistake import where_raised
 from netrng_hostd.core.reservoir import Reservoir
 from netrng_hostd.core.scheduler import Scheduler
 from netrng_hostd.discovery.watcher import UriState, Watcher
@@ -28,7 +30,7 @@ from netrng_hostd.hypervisor.domain_xml import LiveDomain
 from netrng_hostd.operate import systemd
 from netrng_hostd.operate.control import ControlServer
 from netrng_hostd.operate.status import DaemonStatus
-from netrng_hostd.roster import Roster, where_raised
+from netrng_hostd.roster import Roster
 from netrng_hostd.snapshot import Meters, take_snapshot
 from netrng_hostd.sources import make_source
 from netrng_hostd.sources.reader import Delivery, SourceReader
@@ -37,6 +39,7 @@ from netrng_hostd.supervision import SourceWatch
 log = logging.getLogger("netrng.daemon")
 
 TICK_S = 0.5
+FIXED = ("control", "reservoir", "libvirt", "sources", "policy", "admission")  # keys that need a restart
 
 
 class Daemon:
@@ -55,6 +58,7 @@ class Daemon:
         self._watchers: list[Watcher] = []
         self._meters = Meters()
         self._stop = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
         self.failed = False
 
     async def run(self) -> None:
@@ -73,8 +77,9 @@ class Daemon:
             await stack.enter_async_context(ControlServer(self._config.control, self.snapshot))
             self._start_source(stack)
             stack.push_async_callback(self.roster.close)
-            self._start_discovery(stack)
-            self._start_task(self._tick(), "the clock", stack)
+            stack.push_async_callback(_cancel, self._tasks)
+            self._start_discovery()
+            self._start_task(self._tick(), "the clock")
             systemd.notify("READY=1")
             log.info("ready: source %s, control %s", self.source_watch.describe(), self._config.control)
             await self._stop.wait()
@@ -93,6 +98,8 @@ class Daemon:
 
         A bad file changes nothing and is said.
         """
+        if self._stop.is_set():
+            return
         systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             config = load(self._config_path)
@@ -103,15 +110,16 @@ class Daemon:
         systemd.notify("READY=1")
 
     def _apply(self, config: Config) -> None:
-        old, self._config = self._config, config
+        old = self._config
+        waiting = [name for name in FIXED if getattr(old, name) != getattr(config, name)]
+        # What needs a restart stays as it is in force, and is said again at the next reload.
+        self._config = dataclasses.replace(config, **{name: getattr(old, name) for name in FIXED})
         self.dispatcher.scheduler.sample_size = config.sample_size
         self.roster.use_rules(config.quotas)
         for gone in set(old.channels) - set(config.channels):
             self.roster.remove_static(gone.name)
         for new in set(config.channels) - set(old.channels):
             self.roster.add_static(new)
-        fixed = ("control", "reservoir", "libvirt", "sources", "policy", "admission")
-        waiting = [name for name in fixed if getattr(old, name) != getattr(config, name)]
         later = f"; takes effect after a restart: {', '.join(waiting)}" if waiting else ""
         log.info("configuration reloaded%s", later)
 
@@ -140,17 +148,18 @@ class Daemon:
             log.warning(
                 "source %s: health test alarm: %s; %d bytes not yet handed out are destroyed",
                 self.source_watch.config.name, delivery.alarm.detail,
-                delivery.discarded + self.reservoir.available + self.reservoir.seed_available,
+                delivery.discarded + len(delivery.released)
+                + self.reservoir.available + self.reservoir.seed_available,
             )  # fmt: skip
         self.dispatcher.deliver(delivery)
 
-    def _start_discovery(self, stack: AsyncExitStack) -> None:
+    def _start_discovery(self) -> None:
         for channel in self._config.channels:
             self.roster.add_static(channel)
         for uri in self._config.libvirt.uris:
-            self._watch(uri, stack)
+            self._watch(uri)
 
-    def _watch(self, uri: str, stack: AsyncExitStack) -> None:
+    def _watch(self, uri: str) -> None:
         streams = self._config.libvirt.transport == "stream"
         open_stream = None
 
@@ -171,13 +180,13 @@ class Daemon:
         )
         if streams:
             open_stream = watcher.open_stream
-        self._start_task(watcher.run(), f"discovery at {uri}", stack)
+        self._start_task(watcher.run(), f"discovery at {uri}")
 
-    def _start_task(self, coroutine: Coroutine[Any, Any, None], name: str, stack: AsyncExitStack) -> None:
+    def _start_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         """A task without which there is no daemon: better started anew than deaf and READY."""
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
         task.add_done_callback(self._task_ended)
-        stack.push_async_callback(_cancel, task)
+        self._tasks.append(task)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
@@ -215,6 +224,8 @@ def _log_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
     log.error("%s", where_raised(context.get("exception")))
 
 
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    """All at once: one that waits for a libvirtd that hangs holds up no other."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

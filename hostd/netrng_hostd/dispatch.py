@@ -38,6 +38,7 @@ class Dispatcher:
         self._channels: dict[str, list[Channel]] = {}
         self._pump_due: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._stopped = False
 
     def feed_from(self, reader: SourceReader) -> None:
         """Lets ``reader`` read as far as there is room."""
@@ -83,6 +84,9 @@ class Dispatcher:
 
     def deliver(self, delivery: Delivery) -> None:
         """What one read of the source came to; see Delivery."""
+        if self._stopped:
+            delivery.released[:] = bytes(len(delivery.released))
+            return
         self._read += delivery.read
         self.ledger.read(self._source_name, delivery.read)
         self.ledger.discarded(self._source_name, delivery.discarded)
@@ -92,7 +96,9 @@ class Dispatcher:
                 raise AssertionError("the source was read further than the reservoir has room")
         else:
             # What passed before the alarm came from a source that may have been failing already.
-            self.ledger.discarded(self._source_name, self.reservoir.destroy() + len(released))
+            self.ledger.destroyed(self._source_name, self.reservoir.destroy() + len(released))
+            for channel in list(self._uuid_of):
+                channel.destroy_unsent()
         released[:] = bytes(len(released))
         self.held = delivery.held
         self._allow()
@@ -105,11 +111,16 @@ class Dispatcher:
                 handle.cancel()
         self._pump_due = self._timer = None
         self._reader = None
-        self.ledger.discarded(self._source_name, self.reservoir.destroy())
+        self._stopped = True
+        self.ledger.destroyed(self._source_name, self.reservoir.destroy())
 
     def check(self) -> None:
-        """Raises LedgerError unless every byte ever read is accounted for."""
-        self.ledger.check(self.held, self.reservoir.available + self.reservoir.seed_available)
+        """Raises LedgerError unless every byte ever read is accounted for, also by what the sessions count."""
+        in_flight = {
+            uuid: sum(channel.session.in_flight for channel in channels)
+            for uuid, channels in self._channels.items()
+        }
+        self.ledger.check(self.held, self.reservoir.available + self.reservoir.seed_available, in_flight)
 
     def _serving(self, uuid: str) -> Channel | None:
         """Of a domain's channels that ask, the next in turn, seeds first: two clones share what is theirs."""
@@ -149,8 +160,10 @@ class Dispatcher:
         if pick is None:
             return False
         channel = self._serving(pick.uuid)
-        if channel is None:
-            raise AssertionError("the scheduler picked a domain that does not ask")
+        if channel is None or pick.n_bytes > sum(channel.wanted):
+            # It stopped asking without a word: its turn is over, and the others' goes on.
+            self._tell_want(pick.uuid)
+            return True
         sample = reservoir.take(pick.n_bytes, pick.from_seed_reserve)
         # Booked before it is sent: if the write finds the channel dead, these bytes are lost, not unsent.
         self.ledger.sent(pick.uuid, pick.n_bytes)

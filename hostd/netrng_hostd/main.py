@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -151,6 +152,8 @@ def _run_daemon(config: Config, config_path: str | None) -> int:
     from netrng_hostd.operate.lock import Lock, LockHeld
     from netrng_hostd.operate.process import forbid_dumps, lock_memory
 
+    # Until the daemon listens for it, a reload that comes early must not end it.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format=_log_format(), stream=sys.stderr)
 
     async def serve() -> int:

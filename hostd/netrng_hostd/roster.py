@@ -15,6 +15,7 @@ from netrng_hostd.channels.channel import Channel
 from netrng_hostd.channels.connect import ChannelUnavailable, connect_unix
 from netrng_hostd.channels.session import HostSession
 from netrng_hostd.config import ChannelConfig
+from netrng_hostd.core.mistake import where_raised
 from netrng_hostd.core.quota import Quota, QuotaRule, resolve
 from netrng_hostd.dispatch import Dispatcher
 from netrng_hostd.hypervisor.domain_xml import LiveDomain
@@ -53,7 +54,8 @@ class Roster:
         self._rules = tuple(rules)
         self._max_domains = max_domains
         self._entries: dict[tuple[str, str], Entry] = {}
-        self._refused: set[tuple[str, str]] = set()
+        # Those beyond max_domains, first come first: admitted as soon as there is room.
+        self._refused: dict[tuple[str, str], tuple[str, str, str | None, Connect]] = {}
         self.without_channel: dict[tuple[str, str], str] = {}  # names of domains that have no channel
 
     @property
@@ -74,7 +76,9 @@ class Roster:
         self._add(config.name, static_uuid(config.name), "", "static", config.path, connect)
 
     def remove_static(self, name: str) -> None:
+        self._refused.pop(("", static_uuid(name)), None)
         self._remove(("", static_uuid(name)))
+        self._admit_refused()
 
     def appeared(self, domain: LiveDomain, open_stream: OpenStream | None) -> None:
         """``open_stream`` is given where the configuration says transport = "stream"."""
@@ -100,8 +104,9 @@ class Roster:
 
     def vanished(self, domain: LiveDomain) -> None:
         self.without_channel.pop((domain.uri, domain.uuid), None)
-        self._refused.discard((domain.uri, domain.uuid))
+        self._refused.pop((domain.uri, domain.uuid), None)
         self._remove((domain.uri, domain.uuid))
+        self._admit_refused()
 
     def renewed(self, domain: LiveDomain) -> None:
         """The domain was resumed, restored or reverted: its memory may be a copy of another time's."""
@@ -116,7 +121,7 @@ class Roster:
     async def close(self) -> None:
         tasks = [entry.task for entry in self._entries.values()]
         for key in list(self._entries):
-            self._remove(key)
+            self._remove(key, "shutdown")
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _add(
@@ -126,11 +131,11 @@ class Roster:
         self._remove(key)
         if len(self._entries) >= self._max_domains:
             if key not in self._refused:
-                self._refused.add(key)
                 log.warning(
                     "%s: not served: %d domains are served already; raise admission.max_domains",
                     name, self._max_domains,
                 )  # fmt: skip
+            self._refused[key] = (name, kind, path, connect)
             return
         quota = resolve(self._rules, name, uuid)
         session = HostSession(lambda: os.urandom(8))
@@ -145,19 +150,17 @@ class Roster:
         if not task.cancelled() and task.exception() is not None:
             log.error("%s: no longer served: %s", name, where_raised(task.exception()))
 
-    def _remove(self, key: tuple[str, str]) -> None:
+    def _remove(self, key: tuple[str, str], reason: str = "removed") -> None:
         entry = self._entries.pop(key, None)
         if entry is not None:
+            entry.channel.leaving = reason
             entry.task.cancel()
 
-
-def where_raised(error: BaseException | None) -> str:
-    """An error of ours in one line, without its text: that may show what it was handling."""
-    place = error.__traceback__ if error is not None else None
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    at = f" at {place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place is not None else ""
-    return f"internal error: {type(error).__name__}{at}; please report it"
+    def _admit_refused(self) -> None:
+        while self._refused and len(self._entries) < self._max_domains:
+            (uri, uuid), (name, kind, path, connect) = next(iter(self._refused.items()))
+            del self._refused[(uri, uuid)]
+            self._add(name, uuid, uri, kind, path, connect)
 
 
 def _connector(domain: LiveDomain, open_stream: OpenStream | None) -> Connect:

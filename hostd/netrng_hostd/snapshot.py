@@ -35,6 +35,8 @@ class RateMeter:
         self._seen: deque[tuple[int, int]] = deque([(now_ns, total)])
 
     def look(self, now_ns: int, total: int) -> None:
+        if total < self._seen[-1][1]:  # the domain went and came back, and is counted from nothing
+            self._seen.clear()
         self._seen.append((now_ns, total))
         while len(self._seen) > 2 and self._seen[1][0] <= now_ns - RATE_SPAN_NS:
             self._seen.popleft()

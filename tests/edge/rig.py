@@ -57,7 +57,7 @@ class Guest(threading.Thread):
         self._session = b""
         self._end = 0
         self._decoder = wire.Decoder(from_host=True, max_payload=wire.MAX_DATA + 8)
-        self._nonce = 0
+        self._opened = 0
         self.start()
 
     def run(self) -> None:
@@ -67,7 +67,11 @@ class Guest(threading.Thread):
             while True:
                 for key, _ in selector.select():
                     if key.fileobj is self._woken:
-                        return
+                        if self._woken.recv(1) == b"x":
+                            return
+                        if self.conn is not None:
+                            selector.unregister(self.conn)
+                        continue
                     if key.fileobj is self._listener:
                         conn, _ = self._listener.accept()
                         self.connections += 1
@@ -100,9 +104,9 @@ class Guest(threading.Thread):
                 continue
             self.frames.append(frame)
             if isinstance(frame, wire.Probe) and self.answer:
-                self._nonce += 1
+                self._opened += 1
                 self._session, self._end = frame.session, 0
-                self.send(wire.encode(wire.Open(frame.session, self._nonce.to_bytes(8, "big"), 1, 1)))
+                self.send(wire.encode(wire.Open(frame.session, self.nonce, 1, 1)))
             elif isinstance(frame, wire.Accept):
                 self.sessions.append(frame.session)
                 self.grant()
@@ -118,6 +122,14 @@ class Guest(threading.Thread):
     @property
     def session(self) -> bytes:
         return self._session
+
+    @property
+    def nonce(self) -> bytes:
+        return self._opened.to_bytes(8, "big")
+
+    def stop_reading(self) -> None:
+        """From now on, for ever; what was granted goes on to be asked for."""
+        self._wake.send(b"p")
 
     def hang_up(self) -> None:
         """As when the VM is destroyed."""

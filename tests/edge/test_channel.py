@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import os
 import socket
 import time
@@ -16,7 +18,7 @@ from tests.edge.rig import Guest
 from netrng_guest import wire
 from netrng_hostd.channels import channel as channel_module
 from netrng_hostd.channels.channel import HANDSHAKE_NS, Channel
-from netrng_hostd.channels.connect import ChannelUnavailable, connect_unix
+from netrng_hostd.channels.connect import ChannelUnavailable, connect_unix, listener_of
 from netrng_hostd.channels.session import HostSession
 
 
@@ -221,3 +223,92 @@ def test_why_a_socket_does_not_take_the_connection(tmp_path: Path) -> None:
                 connect_unix(str(tmp_path / "deaf"))
     with pytest.raises(ChannelUnavailable, match="cannot connect to"):
         connect_unix("/" + "x" * 200)
+
+
+def test_an_alarm_destroys_what_the_kernel_has_not_taken_yet(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        books = Books()
+        guest = Guest(tmp_path / "vm.sock", ask=65_536)
+        channel = make_channel(tmp_path / "vm.sock", books)
+        task = asyncio.create_task(channel.run())
+        try:
+            await until(lambda: channel.wanted[0] == 64)
+            channel.destroy_unsent()  # nothing waits: the session goes on
+            assert channel.state == "open"
+            guest.stop_reading()
+            link = channel._link
+            assert link is not None
+            while link.idle:
+                channel.send_sample(bytearray(b"s" * min(4_096, sum(channel.wanted))))
+            waiting = link._pending[0]
+            assert any(waiting)
+            sent, acked = channel.session.sent, channel.session.acked
+            channel.destroy_unsent()
+            assert not any(waiting)
+            assert channel.state == "unreachable"
+            assert books.missing == sent - acked
+            channel.destroy_unsent()
+        finally:
+            await stop(task)
+            guest.close()
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_mistake_of_ours_is_told_and_the_domain_is_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        attempts = 0
+
+        async def connect() -> socket.socket:
+            nonlocal attempts
+            attempts += 1
+            if attempts == 1:
+                raise RuntimeError("secret bytes")
+            return connect_unix(str(tmp_path / "vm.sock"))
+
+        guest = Guest(tmp_path / "vm.sock")
+        channel = Channel("vm", "somewhere", connect, HostSession(lambda: os.urandom(8)), Books())
+        task = asyncio.create_task(channel.run())
+        try:
+            await until(lambda: channel.state == "unreachable")
+            assert "internal error: RuntimeError at" in channel.detail
+            await until(lambda: channel.state == "open")
+        finally:
+            await stop(task)
+            guest.close()
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(scenario(), debug=True)
+    assert "secret" not in caplog.text
+
+
+def test_no_descriptor_left_is_a_reason_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("netrng_hostd.channels.connect.socket.socket", exhausted)
+    with pytest.raises(ChannelUnavailable, match="raise LimitNOFILE"):
+        connect_unix("/tmp/x")
+
+
+def test_who_listens_is_named_when_it_is_no_qemu(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        guest = Guest(tmp_path / "vm.sock")
+        channel = make_channel(tmp_path / "vm.sock", Books())
+        task = asyncio.create_task(channel.run())
+        try:
+            await until(lambda: channel.state == "open")
+        finally:
+            await stop(task)
+            guest.close()
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(scenario(), debug=True)
+    assert f"(pid {os.getpid()})" in caplog.text
+    near, far = socket.socketpair()
+    with near, far:
+        assert listener_of(near).endswith(f"(pid {os.getpid()})")
+    with socket.socket(socket.AF_INET) as unrelated:
+        assert listener_of(unrelated) == ""

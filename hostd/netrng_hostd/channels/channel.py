@@ -22,8 +22,9 @@ from typing import Protocol
 
 from netrng_hostd.channels import session as protocol
 from netrng_hostd.channels.budget import InboundBudget, LogBudget
-from netrng_hostd.channels.connect import ChannelUnavailable
+from netrng_hostd.channels.connect import ChannelUnavailable, listener_of
 from netrng_hostd.channels.link import Link
+from netrng_hostd.core.mistake import where_raised
 
 log = logging.getLogger("netrng.channel")
 
@@ -31,7 +32,6 @@ HANDSHAKE_NS = 10_000_000_000
 FIRST_RETRY_S = 0.2
 LAST_RETRY_S = 10.0
 _STATE_OF_SESSION = {
-    protocol.CLOSED: "unreachable",
     protocol.PROBING: "waiting",
     protocol.OPEN: "open",
     protocol.VIOLATED: "violated",
@@ -71,6 +71,9 @@ class Channel:
         self._budget = InboundBudget(now_ns)
         self._log_budget = LogBudget(now_ns)
         self._paused = False
+        self._listener = ""
+        self._sample_waits = False  # for the kernel to take all of it
+        self.leaving = ""  # why this channel ends for good, for the agent: one of wire.CLOSE_REASONS
         self._resume_timer: asyncio.TimerHandle | None = None
         self.state = "connecting"
         self.detail = ""
@@ -90,6 +93,15 @@ class Channel:
         self._budget.sample_sent()
         if self._link is not None:
             self._link.send(frame)
+            self._sample_waits = self._link is not None and not self._link.idle
+
+    def destroy_unsent(self) -> None:
+        """The source has failed: what the kernel has not taken yet of a sample is not sent any more.
+
+        A frame that has begun cannot be taken back, so the connection ends, and with it the session.
+        """
+        if self._sample_waits and self._link is not None:
+            self._link.close("a health test's alarm destroyed what was not sent yet")
 
     def renew(self) -> None:
         """Forces a new session: the domain was resumed, restored or reverted."""
@@ -120,10 +132,14 @@ class Channel:
         """Connects and serves until cancelled."""
         try:
             while True:
-                await self._connect_and_serve()
+                try:
+                    await self._connect_and_serve()
+                except Exception as error:  # a mistake of ours must not leave the domain unserved
+                    self._hang_up()
+                    self._set_state("unreachable", where_raised(error))
                 await self._back_off()
         finally:
-            self._hang_up("hostd lets go of the channel")
+            self._hang_up()
 
     async def _connect_and_serve(self) -> None:
         try:
@@ -136,6 +152,10 @@ class Channel:
         self._link = Link(
             sock, loop, received=self._received, drained=self._drained, closed=self._link_closed
         )
+        listener = listener_of(sock)
+        if listener and "qemu" not in listener and listener != self._listener:
+            self._log(logging.WARNING, "it is no QEMU that listens on %s, but %s", self.where, listener)
+        self._listener = listener
         now_ns = time.monotonic_ns()
         self._handle(self.session.renew(now_ns), now_ns)
         if self._link is not None:
@@ -143,11 +163,14 @@ class Channel:
         await self._lost_link.wait()
 
     async def _back_off(self) -> None:
+        # Not asyncio.wait_for(): up to Python 3.11 it loses a cancellation that comes with the event.
         self._wake.clear()
+        timer = asyncio.get_running_loop().call_later(self._retry_s, self._wake.set)
+        self._retry_s = min(LAST_RETRY_S, self._retry_s * 2)
         try:
-            await asyncio.wait_for(self._wake.wait(), self._retry_s)
-        except asyncio.TimeoutError:
-            self._retry_s = min(LAST_RETRY_S, self._retry_s * 2)
+            await self._wake.wait()
+        finally:
+            timer.cancel()
 
     def _received(self, untrusted_data: bytes) -> None:
         now_ns = time.monotonic_ns()
@@ -181,9 +204,10 @@ class Channel:
             elif isinstance(event, protocol.Violation):
                 self._log(logging.WARNING, "protocol violation: %s", event.text)
         self._write_control()
-        if self._link is not None:
+        if self._link is not None and self.session.state != protocol.CLOSED:
             self._set_state(_STATE_OF_SESSION[self.session.state], keep_detail=True)
-        if events:
+        # A control frame that waits stops the samples as well, though the session has nothing to tell.
+        if events or (self._link is not None and not self._link.idle):
             self._recipient.wants_changed(self)
 
     def _write_control(self) -> None:
@@ -192,24 +216,28 @@ class Channel:
             self._link.send(bytearray(output))
 
     def _drained(self) -> None:
+        self._sample_waits = False
         self._recipient.wants_changed(self)
 
     def _link_closed(self, reason: str) -> None:
         self._link = None
+        self._sample_waits = False
         if self._resume_timer is not None:
             self._resume_timer.cancel()
             self._resume_timer = None
         now_ns = time.monotonic_ns()
         self._handle(self.session.close(reason, now_ns), now_ns)
-        self._set_state("unreachable", reason)
+        if not self.leaving:
+            self._set_state("unreachable", reason)
         self._recipient.wants_changed(self)
         self._lost_link.set()
 
-    def _hang_up(self, reason: str) -> None:
+    def _hang_up(self) -> None:
+        now_ns = time.monotonic_ns()
         if self._link is not None:
-            self._handle(self.session.close(reason, time.monotonic_ns()), time.monotonic_ns())
+            self._handle(self.session.close(self.leaving or "other", now_ns), now_ns)
         if self._link is not None:
-            self._link.close(reason)
+            self._link.close("hung up")
 
     def _set_state(self, state: str, detail: str = "", keep_detail: bool = False) -> None:
         changed = state != self.state

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
+
+import psutil
 
 SEND_BUFFER = 16384  # bytes; what a guest has not read is parked here, so it is kept small
 
@@ -19,7 +22,10 @@ def connect_unix(path: str) -> socket.socket:
     connect() on a UNIX socket never waits when it is non-blocking; asyncio's sock_connect() would take the
     EAGAIN of a full backlog for a connection under way (unix(7), ERRORS).
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    except OSError as error:
+        raise ChannelUnavailable(_reason(error, path)) from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         sock.connect(path)
@@ -27,6 +33,19 @@ def connect_unix(path: str) -> socket.socket:
         sock.close()
         raise ChannelUnavailable(_reason(error, path)) from None
     return sock
+
+
+def listener_of(sock: socket.socket) -> str:
+    """Who listens at the other end, as "qemu-system-x86 (pid 7)"; "" where the kernel does not say.
+
+    SO_PEERCRED names the process that called listen(): unix(7).
+    """
+    try:
+        packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, _, _ = struct.unpack("3i", packed)
+        return f"{psutil.Process(pid).name()} (pid {pid})"
+    except (OSError, ValueError, struct.error, psutil.Error):
+        return ""  # another pid namespace, or it has ended
 
 
 def _reason(error: OSError, path: str) -> str:
@@ -38,4 +57,6 @@ def _reason(error: OSError, path: str) -> str:
         return f"permission denied: {path}: run netrng-hostd as root, or as the user whose VM it is"
     if error.errno == errno.EAGAIN:
         return f"another program holds {path} and more wait for it: find out who with: ss -xp | grep {path}"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"cannot connect to {path}: {error.strerror}: raise LimitNOFILE of netrng-hostd"
     return f"cannot connect to {path}: {error.strerror or error}"
