@@ -7,7 +7,7 @@ import os
 import time
 
 from netrng_hostd.sources.failure import SourceFailure
-from netrng_hostd.sources.identity import refuse_reason
+from netrng_hostd.sources.identity import refuse_reason, refuse_status
 
 EMPTY_S = 0.05
 
@@ -23,21 +23,25 @@ class DeviceSource:
         self._fd = -1
 
     def open(self) -> None:
-        self._refuse(self._path)  # before opening: a FIFO without a writer would never open
+        # Before opening, because a FIFO without a writer would never open.
+        self._refuse(refuse_reason(self._path, "device"))
         try:
             self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
         except OSError as error:
             raise SourceFailure.of(error, "open", self._path) from None
         try:
-            self._refuse(f"/proc/self/fd/{self._fd}")  # and what was opened, whatever the path is now
+            # And what was opened, whatever the path is by now.
+            self._refuse(refuse_status(os.fstat(self._fd), self._path, "device"))
+        except OSError as error:
+            self.close()
+            raise SourceFailure.of(error, "examine", self._path) from None
         except SourceFailure:
             self.close()
             raise
 
-    def _refuse(self, path: str) -> None:
-        reason = refuse_reason(path, "device")
+    def _refuse(self, reason: str | None) -> None:
         if reason is not None:
-            raise SourceFailure("error", reason.replace(path, self._path, 1))
+            raise SourceFailure("error", reason)
 
     def read_into(self, view: memoryview) -> int:
         try:

@@ -34,11 +34,19 @@ def refuse_reason(path: str, kind: str) -> str | None:
 
     Never raises: a path that cannot be examined is not refused here, opening it says what is wrong.
     """
-    if kind == "prng":
-        return None
     try:
         status = Path(path).stat()  # follows links: what counts is the device, not its name
     except (OSError, ValueError):
+        return None
+    return refuse_status(status, path, kind)
+
+
+def refuse_status(status: os.stat_result, path: str, kind: str) -> str | None:
+    """The same of what ``status`` describes: an open descriptor's cannot be exchanged behind our back.
+
+    ``path`` is its name in the answer.
+    """
+    if kind == "prng":
         return None
     if not stat.S_ISCHR(status.st_mode):
         what = next((name for test, name in _FILE_TYPES if test(status.st_mode)), "not a device")
