@@ -115,7 +115,7 @@ class Dispatcher:
         self.ledger.destroyed(self._source_name, self.reservoir.destroy())
 
     def check(self) -> None:
-        """Raises LedgerError unless every byte ever read is accounted for, also by what the sessions count."""
+        """Raises LedgerError unless every byte ever read is accounted for, by the sessions' count as well."""
         in_flight = {
             uuid: sum(channel.session.in_flight for channel in channels)
             for uuid, channels in self._channels.items()

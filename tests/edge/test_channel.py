@@ -312,3 +312,29 @@ def test_who_listens_is_named_when_it_is_no_qemu(tmp_path: Path, caplog: pytest.
         assert listener_of(near).endswith(f"(pid {os.getpid()})")
     with socket.socket(socket.AF_INET) as unrelated:
         assert listener_of(unrelated) == ""
+
+
+def test_a_control_frame_that_waits_is_told_as_an_end_of_asking(tmp_path: Path) -> None:
+    """Else the scheduler would count on a channel that cannot take a sample."""
+
+    async def scenario() -> None:
+        books = Books()
+        guest = Guest(tmp_path / "vm.sock")
+        channel = make_channel(tmp_path / "vm.sock", books)
+        task = asyncio.create_task(channel.run())
+        try:
+            await until(lambda: channel.wanted[0] == 64)
+            guest.stop_reading()
+            link = channel._link
+            assert link is not None
+            while link.idle:
+                link.send(bytearray(100))
+            changes = books.changes
+            channel.tick(time.monotonic_ns() + 60_000_000_000)  # a keep-alive is due, and is no event
+            assert books.changes > changes
+            assert channel.wanted == (0, 0)
+        finally:
+            await stop(task)
+            guest.close()
+
+    asyncio.run(scenario(), debug=True)

@@ -282,7 +282,12 @@ def test_a_hostile_guest_hurts_nobody(tmp_path: Path, attack: Callable[[Guest], 
         wait_for(lambda: good.taken and evil.taken, "both served")
         rss = hostd.status()["rss_bytes"]
         rounds = 1 if attack in (hostile_never_reads, hostile_repeats_its_open_and_never_reads) else 3
-        attacker = threading.Thread(target=lambda: [attack(evil) for _ in range(rounds)], daemon=True)
+
+        def attack_in_rounds() -> None:
+            for _ in range(rounds):
+                attack(evil)
+
+        attacker = threading.Thread(target=attack_in_rounds, daemon=True)
         attacker.start()
         before = len(good.taken)
         wait_for(lambda: len(good.taken) > before + 200_000, "the good guest served on")

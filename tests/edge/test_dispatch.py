@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dispatcher between a real scheduler, reservoir and ledger, with channels that only take samples."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+from netrng_hostd.channels.channel import Channel
+from netrng_hostd.core.health import Alarm
+from netrng_hostd.core.ledger import Ledger
+from netrng_hostd.core.quota import Quota
+from netrng_hostd.core.reservoir import Reservoir
+from netrng_hostd.core.scheduler import Scheduler
+from netrng_hostd.dispatch import Dispatcher
+from netrng_hostd.sources.reader import Delivery
+
+
+class Taker:
+    """What the dispatcher uses of a channel."""
+
+    def __init__(self, body: int = 0) -> None:
+        self.wanted = (0, body)
+        self.taken = 0
+        self.destroyed = 0
+        self.session = self
+        self.sent = 1
+        self.in_flight = 0
+
+    def send_sample(self, data: bytearray) -> None:
+        self.taken += len(data)
+        self.in_flight += len(data)
+        self.wanted = (0, self.wanted[1] - len(data))
+
+    def destroy_unsent(self) -> None:
+        self.destroyed += 1
+
+
+def as_channel(taker: Taker) -> Channel:
+    return cast(Channel, taker)
+
+
+def delivery(size: int, alarm: Alarm | None = None) -> Delivery:
+    return Delivery(size, bytearray(b"r" * size), 0, 0, alarm)
+
+
+async def until(condition: Callable[[], object], deadline_s: float = 10.0) -> None:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + deadline_s
+    while not condition():
+        assert loop.time() < end, "condition not met before the deadline"
+        await asyncio.sleep(0.002)
+
+
+def make(*takers: Taker, quota: Quota | None = None) -> Dispatcher:
+    dispatcher = Dispatcher("source", Reservoir(65536, 1024), Scheduler(512), Ledger())
+    for number, taker in enumerate(takers):
+        dispatcher.add(f"uuid-{number}", as_channel(taker), quota or Quota())
+        dispatcher.wants_changed(as_channel(taker))
+    return dispatcher
+
+
+def test_one_that_stops_asking_without_a_word_stops_no_other() -> None:
+    async def scenario() -> None:
+        silent, good = Taker(100_000), Taker(100_000)
+        dispatcher = make(silent, good, quota=Quota(limit=100_000))
+        silent.wanted = (0, 0)
+        dispatcher.deliver(delivery(30_000))
+        await until(lambda: good.taken >= 20_000)
+        assert silent.taken == 0
+        dispatcher.check()
+        dispatcher.stop()
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_limit_is_waited_for_with_a_full_reservoir_and_no_delivery() -> None:
+    async def scenario() -> None:
+        taker = Taker(100_000)
+        dispatcher = make(taker, quota=Quota(limit=50_000))
+        dispatcher.deliver(delivery(60_000))
+        await until(lambda: taker.taken >= 20_000)  # the burst is 4 KiB: the rest came by the timer
+        dispatcher.stop()
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_an_alarm_destroys_what_is_unsent_everywhere() -> None:
+    async def scenario() -> None:
+        taker = Taker()
+        dispatcher = make(taker)
+        dispatcher.deliver(delivery(5_000))
+        assert dispatcher.reservoir.available + dispatcher.reservoir.seed_available == 5_000
+        last = delivery(700, Alarm("repetition-count", "6 equal bytes in a row"))
+        dispatcher.deliver(last)
+        assert dispatcher.reservoir.available + dispatcher.reservoir.seed_available == 0
+        assert not any(last.released)
+        assert taker.destroyed == 1
+        assert dispatcher.ledger.source("source").discarded == 5_700
+        dispatcher.check()
+        dispatcher.stop()
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_delivery_after_the_end_is_overwritten_and_goes_nowhere() -> None:
+    async def scenario() -> None:
+        taker = Taker(1_000)
+        dispatcher = make(taker)
+        dispatcher.stop()
+        late = delivery(500)
+        dispatcher.deliver(late)
+        assert not any(late.released)
+        assert taker.taken == 0
+
+    asyncio.run(scenario(), debug=True)
