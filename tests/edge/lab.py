@@ -22,6 +22,7 @@ UUID_B = "bbbbbbbb-0000-4000-8000-000000000002"
 QUICK = Timing(
     relist_s=3600.0,
     debounce_s=0.02,
+    max_debounce_s=0.02,
     backoff_s=0.02,
     max_backoff_s=0.1,
     answer_s=0.2,

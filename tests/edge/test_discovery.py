@@ -6,8 +6,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import libvirt
 import pytest
@@ -23,7 +24,7 @@ from tests.edge.lab import (
     until,
 )
 
-from netrng_hostd.discovery.inbox import Inbox
+from netrng_hostd.discovery.inbox import Debounce, Inbox
 from netrng_hostd.discovery.watcher import Timing
 from netrng_hostd.hypervisor import LiveChannel, event_thread
 from netrng_hostd.hypervisor.connection import Connection
@@ -193,14 +194,7 @@ def test_the_periodic_listing_finds_what_no_event_told(monkeypatch: pytest.Monke
 
 
 def test_only_new_and_touched_domains_have_their_xml_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-    live_xml = Connection.live_xml
-
-    def counted(self: Connection, uuid: str) -> str:
-        read.append(uuid)
-        return live_xml(self, uuid)
-
-    monkeypatch.setattr(Connection, "live_xml", counted)
+    read = counted_readings(monkeypatch)
 
     async def scenario() -> None:
         recorder = Recorder()
@@ -314,6 +308,124 @@ def test_a_cancellation_that_comes_together_with_an_event_counts(turns: int) -> 
             assert await waiting
 
     asyncio.run(scenario(), debug=True)
+
+
+def test_what_was_taken_wakes_nobody() -> None:
+    async def scenario() -> None:
+        inbox = Inbox(asyncio.get_running_loop(), lambda _uuid, _number: None)
+        inbox.event(UUID_A, 1, False)
+        assert await inbox.wait(3600)
+        inbox.event(UUID_B, 2, False)  # while its reader waits for more
+        await turns_of_the_loop()
+        assert inbox.take() == {UUID_A, UUID_B}
+        waiting = asyncio.create_task(inbox.wait(3600))
+        await turns_of_the_loop()
+        assert not waiting.done()
+        inbox.event(UUID_A, 1, False)
+        assert await waiting
+        assert inbox.take() == {UUID_A}
+
+    asyncio.run(scenario(), debug=True)
+
+
+async def turns_of_the_loop() -> None:
+    for _ in range(6):
+        await asyncio.sleep(0)
+
+
+class Storm:
+    """An event of UUID_A in each debounce, which it notes instead of waiting for it, and in each listing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pauses: list[float] = []
+        self.inbox: Inbox | None = None
+        self.sleep = asyncio.sleep
+        make, active = Inbox.__init__, Connection.active
+
+        def made(inbox: Inbox, *arguments: Any) -> None:
+            make(inbox, *arguments)
+            self.inbox = inbox
+
+        async def noted(delay_s: float) -> None:
+            self.pauses.append(delay_s)
+            self.blow()
+            await self.sleep(0.001)
+
+        def listed(connection: Connection) -> list[tuple[str, int]]:
+            self.blow()
+            return active(connection)
+
+        monkeypatch.setattr(Inbox, "__init__", made)
+        monkeypatch.setattr(Connection, "active", listed)
+        monkeypatch.setattr("netrng_hostd.discovery.watcher.asyncio.sleep", noted)
+
+    def blow(self) -> None:
+        if self.inbox is not None:
+            self.inbox.event(UUID_A, 1, False)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        for _ in range(20_000):
+            if condition():
+                return
+            await self.sleep(0.001)
+        raise AssertionError("never came true")
+
+
+def counted_readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The UUIDs whose XML is read, in order, from now on."""
+    read: list[str] = []
+    live_xml = Connection.live_xml
+
+    def counted(self: Connection, uuid: str) -> str:
+        read.append(uuid)
+        return live_xml(self, uuid)
+
+    monkeypatch.setattr(Connection, "live_xml", counted)
+    return read
+
+
+def test_the_debounce_grows_while_events_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    storm = Storm(monkeypatch)
+
+    async def scenario() -> None:
+        timing = QUICK._replace(debounce_s=0.1, max_debounce_s=2.0)
+        watcher = Recorder().watcher(URI, timing=timing)
+        with fake_hypervisor() as libvirtd:
+            libvirtd.createXML(domain_xml("a", UUID_A), 0)
+            async with running(watcher):
+                await storm.until(lambda: len(storm.pauses) >= 7)
+
+    asyncio.run(scenario(), debug=True)
+    assert storm.pauses[:7] == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
+
+
+def test_events_without_end_do_not_put_off_the_periodic_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = counted_readings(monkeypatch)
+    storm = Storm(monkeypatch)
+
+    async def scenario() -> None:
+        watcher = Recorder().watcher(URI, timing=QUICK._replace(relist_s=0.05))
+        with fake_hypervisor() as libvirtd:
+            libvirtd.createXML(domain_xml("a", UUID_A), 0)
+            libvirtd.createXML(domain_xml("b", UUID_B), 0)
+            async with running(watcher):
+                await storm.until(lambda: read.count(UUID_B) >= 4)
+
+    asyncio.run(scenario(), debug=True)
+    assert len(storm.pauses) > 3
+
+
+def test_the_debounce_begins_anew_after_a_calm() -> None:
+    debounce = Debounce(0.1, 2.0)
+    now_s = 100.0
+    assert debounce.pause_s(now_s) == 0.1
+    for wanted in (0.2, 0.4, 0.8, 1.6, 2.0, 2.0):
+        debounce.listed(now_s)
+        now_s += 1.9
+        assert debounce.pause_s(now_s) == wanted
+    debounce.listed(now_s)
+    now_s += 2.0
+    assert debounce.pause_s(now_s) == 0.1
 
 
 def test_the_defaults_are_those_of_the_documentation() -> None:

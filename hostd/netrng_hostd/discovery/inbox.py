@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way of an event from libvirt's thread into the asyncio loop."""
+"""The way of an event from libvirt's thread into the asyncio loop, and how often it leads to a listing."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from typing import Callable
 
@@ -54,6 +55,7 @@ class Inbox:
 
     def take(self) -> set[str]:
         """The UUIDs that had events since the last call."""
+        self._wake.clear()  # one that came after wait() has returned is among them
         dirty, self._dirty = self._dirty, set()
         return dirty
 
@@ -73,3 +75,29 @@ class Inbox:
             self._dirty.add(uuid)
             if renews:
                 self._renew(uuid, number)
+
+
+class Debounce:
+    """How long to wait for more events before the listing that one led to; times are the loop's, in seconds.
+
+    ``first_s``, and twice as long for each that follows within ``max_s`` of a listing, up to ``max_s``.  So a
+    guest that goes on making events (it opens and closes its agent's port) costs no more than a listing each
+    ``max_s``, while a single event is looked at soon.
+    """
+
+    def __init__(self, first_s: float, max_s: float) -> None:
+        self._first_s = self._next_s = first_s
+        self._max_s = max_s
+        self._listed_s = -math.inf
+
+    def listed(self, now_s: float) -> None:
+        """A listing has ended."""
+        self._listed_s = now_s
+
+    def pause_s(self, now_s: float) -> float:
+        """For the event that was seen just now."""
+        if now_s - self._listed_s >= self._max_s:
+            self._next_s = self._first_s
+        pause_s = self._next_s
+        self._next_s = max(self._first_s, min(2 * pause_s, self._max_s))
+        return pause_s

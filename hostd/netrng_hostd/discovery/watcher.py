@@ -16,7 +16,7 @@ import time
 from concurrent.futures import Future
 from typing import Callable, TypeVar
 
-from netrng_hostd.discovery.inbox import Inbox
+from netrng_hostd.discovery.inbox import Debounce, Inbox
 from netrng_hostd.discovery.state import Timing, UriState
 from netrng_hostd.hypervisor.connection import Connection
 from netrng_hostd.hypervisor.domain_xml import DEFAULT_CHANNEL_NAME, DomainXmlError, LiveDomain, parse_live
@@ -106,7 +106,9 @@ class Watcher:
 
     async def _watch(self, worker: Worker) -> None:
         """One connection's lifetime; always ends in an exception."""
-        inbox = Inbox(asyncio.get_running_loop(), self._renew)
+        loop = asyncio.get_running_loop()
+        inbox = Inbox(loop, self._renew)
+        debounce = Debounce(self._timing.debounce_s, self._timing.max_debounce_s)
         connection = Connection(
             self.uri,
             read_only=self._read_only,
@@ -121,14 +123,15 @@ class Watcher:
             next_full = 0.0
             while True:
                 if dirty is None:
-                    next_full = inbox.loop.time() + self._timing.relist_s
+                    next_full = loop.time() + self._timing.relist_s
                 await self._relist(worker, connection, dirty)
+                debounce.listed(loop.time())
                 self._enter("connected", "")
-                if await inbox.wait(next_full - inbox.loop.time()):
-                    await asyncio.sleep(self._timing.debounce_s)
-                    dirty = inbox.take()
-                else:
-                    dirty = None
+                if await inbox.wait(next_full - loop.time()):
+                    await asyncio.sleep(debounce.pause_s(loop.time()))
+                dirty = inbox.take()
+                if loop.time() >= next_full:
+                    dirty = None  # whether events came or not: they do not put it off
                 if inbox.lost is not None:
                     raise UnreachableError(f"{self.uri}: the connection was lost: {inbox.lost}")
         finally:
