@@ -3,7 +3,7 @@ PY := .venv/bin/python
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help venv lint demo test test-fast test-vm coverage guest clean
+.PHONY: help venv lint demo test setup-vm test-fast test-vm coverage guest clean
 help:            ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -21,11 +21,13 @@ lint: venv       ## ruff, mypy --strict, import contracts, Python floors
 guest: .venv/ready  ## dist/netrng-guest.pyz, the agent in one reproducible file
 	@$(PY) scripts/build_pyz.py dist/netrng-guest.pyz
 
-demo: venv guest       ## three small VMs fed from the hardware RNG, seen live (DEMO_SECONDS=20 for the impatient)
-	@scripts/setup vm
+demo: venv guest setup-vm  ## three small VMs fed from the hardware RNG, seen live (DEMO_SECONDS=20 for the impatient)
 	@scripts/demo
 
-test: lint test-fast coverage test-vm  ## everything: linters, fast tests, 100 % branches of the core, real VMs
+test: setup-vm lint test-fast coverage test-vm  ## everything: linters, fast tests, 100 % branches of the core, real VMs
+
+setup-vm:       # before the fast tests: some of them use strace and QEMU where they are
+	@scripts/setup vm
 
 test-fast: venv  ## no VM, no root: seconds
 	.venv/bin/pytest -q -p no:cacheprovider -n auto --dist worksteal tests/core tests/edge tests/packaging
@@ -33,8 +35,7 @@ test-fast: venv  ## no VM, no root: seconds
 coverage: venv   ## each core module covered by its own test file alone, every branch
 	@PATH=$(CURDIR)/.venv/bin:$$PATH scripts/coverage
 
-test-vm: venv guest  ## real VMs on a private libvirt
-	@scripts/setup vm
+test-vm: venv guest setup-vm  ## real VMs on a private libvirt
 	.venv/bin/pytest -q -p no:cacheprovider tests/vm
 
 clean:           ## removes what was built, downloaded and cached here

@@ -179,8 +179,9 @@ def process(command: list[str], become_root: list[str], log: Any) -> Iterator[su
         yield started
     finally:
         # Through sudo the daemon belongs to root, and only root may end it; its group has its leader's pid.
-        end = "import os, signal, sys; os.killpg(int(sys.argv[1]), signal.SIGTERM)"
-        subprocess.run([*become_root, sys.executable, "-c", end, str(started.pid)], check=False)
+        if started.poll() is None:
+            end = "import os, signal, sys; os.killpg(int(sys.argv[1]), signal.SIGTERM)"
+            subprocess.run([*become_root, sys.executable, "-c", end, str(started.pid)], check=False)
         started.wait(20)
 
 

@@ -19,8 +19,17 @@ S = 1_000_000_000
 def test_a_guest_that_answers_its_samples_is_never_paused() -> None:
     budget = InboundBudget(0)
     for tick in range(100_000):
-        budget.sample_sent()
+        budget.sample_sent(32)
         assert budget.spend(48, tick) == 0
+
+
+def test_a_guest_that_grants_byte_by_byte_is_paused() -> None:
+    budget = InboundBudget(0)
+    paused = 0
+    for _ in range(2_000):
+        budget.sample_sent(1)
+        paused += budget.spend(48, 0)
+    assert paused > 0
 
 
 def test_a_flood_is_paused_for_as_long_as_it_was_too_much() -> None:

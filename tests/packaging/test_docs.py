@@ -226,6 +226,11 @@ def test_what_the_readme_calls_not_supported_yet_is_refused(given: str, tmp_path
         load(str(tmp_path / "hostd.toml"))
 
 
+def _module_names() -> set[str]:
+    folders = (ROOT / "hostd/netrng_hostd", ROOT / "guest/netrng_guest")
+    return {path.name for folder in folders for path in folder.rglob("*.py")}
+
+
 def test_the_house_is_described_as_it_is() -> None:
     contracts = tomli.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
@@ -237,6 +242,8 @@ def test_the_house_is_described_as_it_is() -> None:
         named = {name.rstrip("/") for row in rows for name in re.findall(r"`([^`]+)`", row)}
         there = {path.name for path in package.iterdir() if not path.name.startswith(("_", "py.typed"))}
         assert there <= named, f"{heading}: not described"
+    missing = {name for name in named if name.endswith(".py")} - _module_names()
+    assert not missing, f"described and not there: {missing}"
 
 
 def test_the_host_is_forbidden_every_guest_module_but_the_wire_format() -> None:

@@ -17,8 +17,9 @@ class InboundBudget:
         self._level = INBOUND_DEPTH
         self._last_ns = now_ns
 
-    def sample_sent(self) -> None:
-        self._level = min(INBOUND_DEPTH, self._level + INBOUND_PER_SAMPLE)
+    def sample_sent(self, n_bytes: int) -> None:
+        """Small ones pay less: a guest that grants byte by byte buys no turn of the event loop for each."""
+        self._level = min(INBOUND_DEPTH, self._level + min(INBOUND_PER_SAMPLE, 4 * n_bytes))
 
     def spend(self, count: int, now_ns: int) -> int:
         """Takes ``count`` bytes off; returns for how many ns to stop reading (0: go on)."""

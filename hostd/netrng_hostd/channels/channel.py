@@ -89,8 +89,8 @@ class Channel:
     def send_sample(self, data: bytearray) -> None:
         """Sends ``data`` as the session's next bytes and overwrites it; call it only for what is wanted."""
         frame = self.session.sample(data)
+        self._budget.sample_sent(len(data))
         data[:] = bytes(len(data))
-        self._budget.sample_sent()
         if self._link is not None:
             self._link.send(frame)
             self._sample_waits = self._link is not None and not self._link.idle
