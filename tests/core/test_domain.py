@@ -24,10 +24,15 @@ def test_one_sample_never_holds_bytes_of_both_sides_of_offset_64() -> None:
     assert domain.wanted == 4096
 
 
+def unblocked_ns(domain: Domain) -> int:
+    return domain.unblocked_ns(domain.next_bytes(SAMPLE, GRAIN), 0)
+
+
 def test_without_a_limit_nothing_blocks() -> None:
     domain = make()
     domain.body = 4096
-    assert domain.unblocked_ns(SAMPLE, GRAIN, 0) == 0
+    assert domain.next_bytes(SAMPLE, GRAIN) == SAMPLE
+    assert unblocked_ns(domain) == 0
     assert domain.fresh_ns() == 0
 
 
@@ -35,11 +40,11 @@ def test_a_limit_blocks_until_it_covers_a_sample() -> None:
     domain = make(limit=1000, burst=4096)
     assert domain.limit is not None
     domain.body = 9999
-    assert domain.unblocked_ns(SAMPLE, GRAIN, 0) == 0
+    assert unblocked_ns(domain) == 0
     domain.limit.spend(4096, 0)
-    assert domain.unblocked_ns(SAMPLE, GRAIN, 0) == 512 * NS_PER_S // 1000
+    assert unblocked_ns(domain) == 512 * NS_PER_S // 1000
     domain.body = 100
-    assert domain.unblocked_ns(SAMPLE, GRAIN, 0) == 100 * NS_PER_S // 1000
+    assert unblocked_ns(domain) == 100 * NS_PER_S // 1000
 
 
 def test_a_reserved_domain_waits_for_a_grain_only() -> None:
@@ -47,7 +52,7 @@ def test_a_reserved_domain_waits_for_a_grain_only() -> None:
     assert domain.limit is not None
     domain.body = 9999
     domain.limit.spend(4096, 0)
-    assert domain.unblocked_ns(SAMPLE, GRAIN, 0) == GRAIN * NS_PER_S // 1000
+    assert unblocked_ns(domain) == GRAIN * NS_PER_S // 1000
 
 
 def test_a_small_bucket_need_not_be_full() -> None:
@@ -55,7 +60,7 @@ def test_a_small_bucket_need_not_be_full() -> None:
     assert domain.limit is not None
     domain.body = 9999
     domain.limit.spend(64, 0)
-    assert domain.unblocked_ns(SAMPLE, GRAIN, 0) == 32 * NS_PER_S // 1000
+    assert unblocked_ns(domain) == 32 * NS_PER_S // 1000
 
 
 def test_a_seed_is_paid_by_its_own_bucket_at_a_byte_a_second() -> None:

@@ -86,26 +86,92 @@ def test_leaving_and_returning_keeps_a_lead_and_earns_nothing() -> None:
     assert 99 <= hops <= 101
 
 
-def test_being_kept_out_briefly_while_asking_costs_nothing() -> None:
+def test_being_halted_briefly_while_asking_costs_nothing() -> None:
     queue, rivals = contest(*[100] * 4)
-    kept = rivals[0]
+    halted = rivals[0]
     for _ in range(800):
         [served] = serve(queue, 1, 64)
-        if served is kept:
-            queue.leave(kept)
+        if served is halted:
+            queue.halt(halted)
+            assert not queue.serves(halted)
             serve(queue, 1, 512)
-            queue.enter(kept, SAMPLE)
-    assert abs(kept.served - Fraction(sum(rival.served for rival in rivals), 4)) <= SAMPLE
+            queue.enter(halted, SAMPLE)
+            assert queue.serves(halted)
+    assert abs(halted.served - Fraction(sum(rival.served for rival in rivals), 4)) <= SAMPLE
 
 
-def test_being_kept_out_for_long_earns_at_most_one_sample() -> None:
-    queue, (kept, other) = contest(100, 100)
-    queue.leave(kept)
+def test_being_halted_briefly_does_not_let_a_light_rival_run_away_with_virtual_time() -> None:
+    queue, (heavy, light) = contest(1000, 1)
+    for _ in range(2000):
+        [served] = serve(queue, 1, 64)
+        if served is heavy:
+            queue.halt(heavy)
+            if _ % 10 == 0:
+                serve(queue, 1, 64)
+            queue.enter(heavy, SAMPLE)
+    assert heavy.served >= 1800 * 64
+    late = Rival(1000)
+    queue.arrive(late)
+    queue.enter(late, SAMPLE)
+    assert abs(late.served - heavy.served) <= 2 * SAMPLE
+    assert light.served < heavy.served // 5
+
+
+def test_being_halted_for_long_earns_at_most_one_sample() -> None:
+    queue, (halted, other) = contest(100, 100)
+    queue.halt(halted)
+    queue.halt(halted)
     serve(queue, 1000)
-    queue.enter(kept, SAMPLE)
+    queue.enter(halted, SAMPLE)
     turns = serve(queue, 20)
-    assert turns.count(kept) <= 11
+    assert turns.count(halted) <= 11
     assert turns.count(other) >= 9
+
+
+def test_one_that_is_halted_before_its_turn_ever_came_is_owed_nothing_more() -> None:
+    queue, (_, reserved) = contest(100, 100)
+    serve(queue, 10)
+    queue.push(reserved, SAMPLE)
+    tag = reserved.served
+    queue.halt(reserved)
+    assert not queue.serves(reserved)
+    serve(queue, 1)
+    queue.enter(reserved, SAMPLE)
+    assert reserved.served == tag
+
+
+def test_the_debts_of_many_do_not_hold_virtual_time_back() -> None:
+    queue, (plain, *limited) = contest(*[100] * 101)
+    serve(queue, 500)
+    for rival in limited:
+        queue.halt(rival)
+    serve(queue, 100)
+    for rival in limited:
+        queue.enter(rival, SAMPLE)  # each a sample behind
+    queue.first()
+    newcomer = Rival(10_000)
+    queue.arrive(newcomer)
+    level = plain.served * 100
+    assert abs(newcomer.served - level) <= 100 * SAMPLE  # one sample of the others
+
+
+def test_a_debt_is_paid_once_and_a_reservation_pays_it_too() -> None:
+    queue, (debtor, *others) = contest(*[100] * 5)
+    queue.halt(debtor)
+    serve(queue, 100)
+    queue.enter(debtor, SAMPLE)
+    queue.first()
+    owed = debtor.debt
+    assert owed == SAMPLE
+    queue.push(debtor, 100)
+    assert queue.serves(debtor)
+    assert 0 < debtor.debt <= owed - 100
+    queue.push(debtor, SAMPLE)
+    assert debtor.debt == 0
+    total = sum(rival.served for rival in others) + debtor.served
+    turns = serve(queue, 100)
+    assert abs(turns.count(debtor) - 20) <= 1
+    assert total > 0
 
 
 def test_a_modest_request_does_not_wait_for_greedy_ones_and_gains_nothing_but_that() -> None:
@@ -171,6 +237,17 @@ def test_when_only_those_ahead_ask_they_are_served() -> None:
     assert serve(queue, 2) == [one, two]
 
 
+def test_while_the_one_whose_turn_it_is_is_halted_the_next_is_served() -> None:
+    queue, (first, second) = contest(100, 100)
+    assert serve(queue, 1) == [first]
+    queue.halt(second)
+    assert serve(queue, 1) == [first]  # pending: ahead of virtual time, and yet the only one
+    queue.push(first, SAMPLE)
+    assert serve(queue, 1) == [first]  # ahead, too
+    queue.halt(first)
+    assert queue.first() is None
+
+
 def test_a_lead_is_forgiven_when_nobody_competes() -> None:
     queue, rivals = contest(1, 10_000)
     serve(queue, 3)
@@ -191,13 +268,16 @@ def test_a_lead_is_remembered_while_others_compete() -> None:
     assert queue.is_fresh(light)
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_a_new_weight_is_in_force_at_once_and_earns_nothing(ahead: bool) -> None:
+@pytest.mark.parametrize("state", ["counts", "ahead", "halted"])
+def test_a_new_weight_is_in_force_at_once_and_earns_nothing(state: str) -> None:
     queue, (changed, other) = contest(100, 100)
     serve(queue, 100)
-    if ahead:
+    if state == "ahead":
         queue.push(changed, SAMPLE)
+    if state == "halted":
+        queue.halt(changed)
     queue.reweigh(changed, 300)
+    queue.enter(changed, SAMPLE)
     turns = serve(queue, 100)
     assert abs(turns.count(changed) - 75) <= 2
     assert abs(turns.count(other) - 25) <= 2

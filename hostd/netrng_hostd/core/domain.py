@@ -61,18 +61,21 @@ class Domain(Rival):
         self.owed.settle(now_ns)
         self.owed.level = min(self.owed.level, 0)
 
-    def unblocked_ns(self, sample_size: int, grain: int, now_ns: int) -> int:
-        """When the limit lets it be served: when the level covers a sample, a grain if it has a reservation.
+    def next_bytes(self, sample_size: int, grain: int) -> int:
+        """The bytes that it should be given next: a sample, or what a limit had better cover first.
 
-        At most half the burst, or the bucket would overflow while its domain waits for its turn and
-        less than the limit would be delivered.
+        That is a grain if it has a reservation, and at most half the burst, or the bucket would overflow
+        while its domain waits for its turn and less than the limit would be delivered.
         """
-        limit, quota = self.limit, self.quota
-        if limit is None:
-            return 0
-        most = min(grain if quota.reservation else sample_size, quota.burst // 2)
-        need = min(self.wanted, max(MIN_SAMPLE, most))
-        return 0 if limit.covers(need, now_ns) else limit.when(need)
+        quota = self.quota
+        if self.limit is not None:
+            sample_size = max(MIN_SAMPLE, min(grain if quota.reservation else sample_size, quota.burst // 2))
+        return min(self.wanted, sample_size)
+
+    def unblocked_ns(self, request: int, now_ns: int) -> int:
+        """When the limit lets so many bytes be served."""
+        limit = self.limit
+        return 0 if limit is None or limit.covers(request, now_ns) else limit.when(request)
 
     def seeded_ns(self, sample_size: int, now_ns: int) -> int:
         """When its seed is paid for: by the seed bucket, and by the limit overdrawn by at most a sample."""

@@ -210,12 +210,15 @@ class Scheduler:
     def _place(self, domain: Domain, now_ns: int) -> None:
         """Puts a domain where its wants and its buckets say it belongs."""
         sample_size, wanted = self._queue.sample_size, domain.wanted
-        unblocked_ns = domain.unblocked_ns(sample_size, self._grain, now_ns) if wanted else 0
+        request = domain.next_bytes(sample_size, self._grain)
+        unblocked_ns = domain.unblocked_ns(request, now_ns) if wanted else 0
         seeded_ns = domain.seeded_ns(sample_size, now_ns) if domain.seed else 0
-        if wanted and not unblocked_ns:
-            self._queue.enter(domain, min(wanted, sample_size))
-        else:
+        if not wanted:
             self._queue.leave(domain)
+        elif unblocked_ns:
+            self._queue.halt(domain)
+        else:
+            self._queue.enter(domain, request)
         self._place_reservation(domain, now_ns)
         if not domain.seed or seeded_ns:
             self._seeds.discard(domain)
@@ -228,7 +231,7 @@ class Scheduler:
             self._blocked.discard(domain)
 
     def _place_reservation(self, domain: Domain, now_ns: int) -> None:
-        if not domain.quota.reservation or domain.place is None:
+        if not domain.quota.reservation or not self._queue.serves(domain):
             self._waiting.discard(domain)
             self._due.discard(domain)
         elif domain.owed.covers(0, now_ns):
