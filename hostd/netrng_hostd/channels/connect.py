@@ -36,11 +36,13 @@ def connect_unix(path: str) -> socket.socket:
 
 
 def listener_of(sock: socket.socket) -> str:
-    """Who listens at the other end, as "qemu-system-x86 (pid 7)"; "" where the kernel does not say.
+    """Who listens at the other end, as "qemu-system-x86 (pid 7)"; "" where nobody does or the kernel does not say.
 
     SO_PEERCRED names the process that called listen(): unix(7).
     """
     try:
+        if not sock.getpeername():
+            return ""  # a socket pair: the other end is our own, before a stream
         packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, _, _ = struct.unpack("3i", packed)
         return f"{psutil.Process(pid).name()} (pid {pid})"
