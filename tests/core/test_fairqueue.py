@@ -155,23 +155,22 @@ def test_the_debts_of_many_do_not_hold_virtual_time_back() -> None:
     assert abs(newcomer.served - level) <= 100 * SAMPLE  # one sample of the others
 
 
-def test_a_debt_is_paid_once_and_a_reservation_pays_it_too() -> None:
+@pytest.mark.parametrize("by_reservation", [0, 100, 2 * SAMPLE])
+def test_a_debt_is_paid_once_and_then_counts_as_served_no_more(by_reservation: int) -> None:
     queue, (debtor, *others) = contest(*[100] * 5)
     queue.halt(debtor)
     serve(queue, 100)
     queue.enter(debtor, SAMPLE)
     queue.first()
-    owed = debtor.debt
-    assert owed == SAMPLE
-    queue.push(debtor, 100)
-    assert queue.serves(debtor)
-    assert 0 < debtor.debt <= owed - 100
-    queue.push(debtor, SAMPLE)
+    assert debtor.debt == SAMPLE
+    if by_reservation:
+        queue.push(debtor, by_reservation)
+        assert debtor.debt <= max(0, SAMPLE - by_reservation)
+    turns = serve(queue, 100, 128)
     assert debtor.debt == 0
-    total = sum(rival.served for rival in others) + debtor.served
-    turns = serve(queue, 100)
-    assert abs(turns.count(debtor) - 20) <= 1
-    assert total > 0
+    mean = Fraction(sum(rival.served for rival in (debtor, *others)), 5)
+    assert abs(debtor.served - mean) <= SAMPLE
+    assert turns.count(debtor) <= 20 + SAMPLE // 128
 
 
 def test_a_modest_request_does_not_wait_for_greedy_ones_and_gains_nothing_but_that() -> None:
