@@ -26,8 +26,8 @@ from tests.edge.lab import (
 
 from netrng_hostd.discovery.inbox import Debounce, Inbox
 from netrng_hostd.discovery.watcher import Timing
-from netrng_hostd.hypervisor import LiveChannel, event_thread
-from netrng_hostd.hypervisor.connection import Connection
+from netrng_hostd.hypervisor import DeniedError, HypervisorError, LiveChannel, UnreachableError, event_thread
+from netrng_hostd.hypervisor.connection import _RENEWS, Connection
 
 URI = "test:///default"
 
@@ -235,13 +235,20 @@ def test_a_domain_that_ends_while_it_is_read_was_never_there(monkeypatch: pytest
     asyncio.run(scenario(), debug=True)
 
 
+@pytest.mark.parametrize("trouble", ["broken", "denied", "unformattable"])
 def test_a_domain_whose_xml_cannot_be_read_is_left_out_with_one_line(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: str
 ) -> None:
     live_xml = Connection.live_xml
 
     def broken(self: Connection, uuid: str) -> str:
-        return "<domain id='1'>" if uuid == UUID_A else live_xml(self, uuid)
+        if uuid != UUID_A:
+            return live_xml(self, uuid)
+        if trouble == "denied":
+            raise DeniedError(f"{URI}: cannot read the domain's XML: access denied")
+        if trouble == "unformattable":
+            raise HypervisorError(f"{URI}: cannot read the domain's XML: internal error")
+        return "<domain id='1'>"
 
     monkeypatch.setattr(Connection, "live_xml", broken)
     listings = 0
@@ -263,11 +270,44 @@ def test_a_domain_whose_xml_cannot_be_read_is_left_out_with_one_line(
             async with running(watcher):
                 await until(lambda: listings > 3)
                 assert recorder.calls == [("appeared", "b")]
+                assert recorder.state_names == ["connecting", "connected"]
 
     asyncio.run(scenario(), debug=True)
     told = [record.getMessage() for record in caplog.records if record.name.startswith("netrng")]
     assert len(told) == 1
     assert UUID_A in told[0]
+    assert told[0].count(URI) == 1
+
+
+def test_a_connection_that_breaks_while_a_domain_is_read_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Connection, uuid: str) -> str:
+        raise UnreachableError(f"{URI}: cannot read the domain's XML: broken pipe")
+
+    monkeypatch.setattr(Connection, "live_xml", broken)
+
+    async def scenario() -> None:
+        recorder = Recorder()
+        watcher = recorder.watcher(URI)
+        with fake_hypervisor() as libvirtd:
+            libvirtd.createXML(domain_xml("a", UUID_A), 0)
+            async with running(watcher):
+                await until(lambda: watcher.state.state == "down")
+                assert "broken pipe" in watcher.state.detail
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_all_that_goes_on_from_an_earlier_state_is_renewed_and_a_boot_is_not() -> None:
+    started, resumed = libvirt.VIR_DOMAIN_EVENT_STARTED, libvirt.VIR_DOMAIN_EVENT_RESUMED
+    assert (started, libvirt.VIR_DOMAIN_EVENT_STARTED_BOOTED) not in _RENEWS
+    assert {
+        (started, libvirt.VIR_DOMAIN_EVENT_STARTED_RESTORED),
+        (started, libvirt.VIR_DOMAIN_EVENT_STARTED_FROM_SNAPSHOT),
+        (started, libvirt.VIR_DOMAIN_EVENT_STARTED_MIGRATED),
+        (resumed, libvirt.VIR_DOMAIN_EVENT_RESUMED_UNPAUSED),
+        (resumed, libvirt.VIR_DOMAIN_EVENT_RESUMED_FROM_SNAPSHOT),
+        (libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_FROM_SNAPSHOT),
+    } <= _RENEWS
 
 
 def test_cancelling_leaves_no_thread_but_libvirts_and_no_connection(request: pytest.FixtureRequest) -> None:

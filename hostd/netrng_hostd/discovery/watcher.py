@@ -180,10 +180,13 @@ class Watcher:
             return await self._answer(worker.submit(read))
         except NoDomainError:
             return None  # it ended in this moment: its STOPPED makes us look again
-        except DomainXmlError as error:
+        except UnreachableError:
+            raise
+        except (DomainXmlError, HypervisorError) as error:  # of this domain: the others are none the worse
             if self._unreadable.get(uuid) != number:  # once, not at every listing
                 self._unreadable[uuid] = number
-                _log.warning("%s: domain %s is left out: %s", self.uri, uuid, error)
+                why = str(error).removeprefix(f"{self.uri}: ")
+                _log.warning("%s: domain %s is left out: %s", self.uri, uuid, why)
             return None
 
     def _report(self, new: LiveDomain) -> None:
