@@ -173,7 +173,8 @@ def _renewing() -> frozenset[tuple[int, int]]:
     pairs = {(libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_FROM_SNAPSHOT)}
     for event in ("STARTED", "RESUMED"):
         number = getattr(libvirt, prefix + event)
-        # A plain boot begins nothing anew: it is a new id.
+        # All but STARTED_BOOTED: a boot has a new id, is a new domain here, and its guest remembers nothing.
+        # The RESUMED_UNPAUSED that QEMU tells with it may cost it one session more, which is harmless.
         names = {name for name in dir(libvirt) if name.startswith(f"{prefix}{event}_")}
         names.discard(prefix + "STARTED_BOOTED")
         pairs.update((number, int(getattr(libvirt, name))) for name in names)
