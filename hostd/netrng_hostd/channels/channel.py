@@ -153,7 +153,8 @@ class Channel:
             sock, loop, received=self._received, drained=self._drained, closed=self._link_closed
         )
         listener = listener_of(sock)
-        if listener and "qemu" not in listener and listener != self._listener:
+        is_qemu = listener.startswith(("qemu", "kvm"))  # Proxmox calls its QEMU kvm
+        if listener and not is_qemu and listener != self._listener:
             self._log(logging.WARNING, "it is no QEMU that listens on %s, but %s", self.where, listener)
         self._listener = listener
         now_ns = time.monotonic_ns()

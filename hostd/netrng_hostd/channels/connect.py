@@ -36,7 +36,7 @@ def connect_unix(path: str) -> socket.socket:
 
 
 def listener_of(sock: socket.socket) -> str:
-    """Who listens at the other end, as "qemu-system-x86 (pid 7)"; "" where nobody does or the kernel does not say.
+    """Who listens at the other end, as "qemu-system-x86 (pid 7)"; "" where that cannot be told.
 
     SO_PEERCRED names the process that called listen(): unix(7).
     """
