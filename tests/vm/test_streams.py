@@ -52,4 +52,5 @@ def test_two_guests_through_streams_get_disjoint_pieces(
                 offset += len(sample.data)
             assert offset >= domain["bytes_acked"]
             assert sum(one.credited) >= 8 * domain["bytes_acked"], "acknowledged is credited"
+        assert "no QEMU" not in hostd.log
         assert "Traceback" not in hostd.log
