@@ -145,6 +145,24 @@ def test_a_small_reservoir_keeps_a_quarter_for_seeds(file: Path) -> None:
     assert load(str(file)).reservoir.seed_reserve == 2048
 
 
+@pytest.mark.parametrize(
+    ("sample_size", "general"),
+    # 1,024 bytes come at once when a source starts, and beside 31 that are too few for a sample
+    [(32, 1056), (512, 1056), (1056, 1056), (1057, 1057), (8192, 8192)],
+)
+def test_the_general_part_holds_what_a_source_releases_at_once_and_a_sample(
+    file: Path, sample_size: int, general: int
+) -> None:
+    def text(general: int) -> str:
+        return f"sample_size = {sample_size}\n[reservoir]\nsize = 16384\nseed_reserve = {16384 - general}"
+
+    file.write_text(text(general))
+    assert load(str(file)).reservoir.seed_reserve == 16384 - general
+    assert f", allowed: at least seed_reserve ({16384 - general + 1}B) plus " in refused(
+        file, text(general - 1)
+    )
+
+
 def test_local_hosts_may_be_named(file: Path) -> None:
     uri = "qemu+unix:///session?socket=/tmp/x/libvirt-sock"
     file.write_text(f'[libvirt]\nuris = ["qemu+ssh://localhost/system", "{uri}"]')

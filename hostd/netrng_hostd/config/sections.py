@@ -17,6 +17,8 @@ from netrng_hostd.config.model import (
     SourceConfig,
 )
 from netrng_hostd.config.table import ConfigError, Table
+from netrng_hostd.core.domain import MIN_SAMPLE
+from netrng_hostd.core.health import STARTUP
 from netrng_hostd.core.quota import (
     UNSET,
     QuotaError,
@@ -29,8 +31,10 @@ from netrng_hostd.core.quota import (
     parse_weight,
 )
 
-# A health test releases up to 1,024 bytes at once, and all of the reservoir is locked in memory.
-RESERVOIR_RANGE = (4096, 64 << 20)
+RESERVOIR_RANGE = (4096, 64 << 20)  # all of it is locked in memory
+# A source that starts releases all of its first window or nothing. With less room than that beside a rest
+# that is too small for any sample, it would wait for room, and the domains for it, for ever.
+LEAST_GENERAL = STARTUP + MIN_SAMPLE
 SUN_PATH_MAX = 107  # bytes in sockaddr_un, unix(7)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 NAME_ALLOWED = 'a name of letters, digits, "_", "." and "-", at most 64'
@@ -46,12 +50,13 @@ def read_reservoir(table: Table, sample_size: int) -> ReservoirConfig:
     low, high = (format_size(bound) for bound in RESERVOIR_RANGE)
     if not RESERVOIR_RANGE[0] <= size <= RESERVOIR_RANGE[1]:
         raise table.error("size", f"found {format_size(size)}, allowed: {low} to {high}")
-    least = seed_reserve + sample_size
+    least = seed_reserve + max(sample_size, LEAST_GENERAL)
     if size < least:
+        rest = "sample_size" if sample_size > LEAST_GENERAL else "a health test's window and a sample"
         raise table.error(
             "size",
             f"found {format_size(size)}, allowed: at least seed_reserve ({format_size(seed_reserve)}) "
-            f"plus sample_size ({format_size(sample_size)}), {format_size(least)}",
+            f"plus {rest} ({format_size(least - seed_reserve)}), {format_size(least)}",
         )
     return ReservoirConfig(size, seed_reserve)
 
