@@ -1,7 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from netrng_hostd.sources.pace import FIRST_RETRY_S, LAST_RETRY_S, MIN_READ, CapacityMeter, ReadSize, Retry
+from netrng_hostd.sources.pace import (
+    ALARM_MEMORY_NS,
+    FIRST_RETRY_NS,
+    LAST_ALARM_RETRY_NS,
+    LAST_RETRY_NS,
+    MIN_READ,
+    SETTLED_NS,
+    CapacityMeter,
+    ReadSize,
+    Retry,
+)
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -51,10 +61,43 @@ def test_a_new_measurement_replaces_the_old() -> None:
     assert (meter.rate, meter.measured_ns) == (900, 2 * S)
 
 
-def test_retries_back_off_and_start_anew_after_success() -> None:
+def delays(retry: Retry, count: int, now_ns: int = 0) -> list[int]:
+    return [retry.delay_ns(now_ns) for _ in range(count)]
+
+
+def test_retries_back_off_and_start_anew_after_a_minute_of_success() -> None:
     retry = Retry()
-    delays = [retry.delay_s() for _ in range(12)]
-    assert delays[:3] == [FIRST_RETRY_S, 2 * FIRST_RETRY_S, 4 * FIRST_RETRY_S]
-    assert delays[-1] == LAST_RETRY_S
-    retry.succeeded()
-    assert retry.delay_s() == FIRST_RETRY_S
+    waits = delays(retry, 12)
+    assert waits[:3] == [FIRST_RETRY_NS, 2 * FIRST_RETRY_NS, 4 * FIRST_RETRY_NS]
+    assert waits[-1] == LAST_RETRY_NS
+    retry.succeeded(SETTLED_NS - 1)  # a source that fails again and again passes its start-up each time
+    assert retry.delay_ns(SETTLED_NS) == LAST_RETRY_NS
+    retry.succeeded(2 * SETTLED_NS)
+    assert retry.delay_ns(2 * SETTLED_NS) == FIRST_RETRY_NS
+
+
+def test_one_alarm_in_an_hour_is_chance_and_two_are_proof() -> None:
+    retry = Retry()
+    assert not retry.alarmed(1, 5 * S)
+    assert retry.alarmed(1, 5 * S + ALARM_MEMORY_NS - 1)
+    assert retry.alarmed(1, 5 * S + 2 * ALARM_MEMORY_NS - 2)  # an hour since the last one, not the first
+    assert not retry.alarmed(1, 5 * S + 3 * ALARM_MEMORY_NS - 2)
+
+
+def test_two_alarms_in_one_read_are_two() -> None:
+    assert Retry().alarmed(2, 0)
+
+
+def test_success_does_not_shorten_the_waits_while_alarms_are_remembered() -> None:
+    retry = Retry()
+    retry.alarmed(2, 0)
+    waits = []
+    for second in range(0, 1_000, 100):
+        waits.append(retry.delay_ns(second * S))
+        retry.succeeded((second + 99) * S)
+    assert waits[:3] == [FIRST_RETRY_NS, 2 * FIRST_RETRY_NS, 4 * FIRST_RETRY_NS]
+    assert waits[-1] == LAST_ALARM_RETRY_NS
+    retry.succeeded(ALARM_MEMORY_NS - 1)
+    assert retry.delay_ns(ALARM_MEMORY_NS - 1) == LAST_ALARM_RETRY_NS
+    retry.succeeded(ALARM_MEMORY_NS + SETTLED_NS)
+    assert retry.delay_ns(ALARM_MEMORY_NS + SETTLED_NS) == FIRST_RETRY_NS

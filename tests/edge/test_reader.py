@@ -7,13 +7,15 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from netrng_hostd.core.health import HealthTests
-from netrng_hostd.sources import Source, make_source
+from netrng_hostd.sources import Source, SourceFailure, make_source
+from netrng_hostd.sources.pace import ALARM_MEMORY_NS
 from netrng_hostd.sources.reader import Delivery, SourceReader, SourceState
 
 
@@ -47,6 +49,46 @@ class Collector:
         return [state.name for state in self.states]
 
 
+class Script:
+    """A source whose reads bring, one after the other, what ``reads`` yields; then nothing more."""
+
+    def __init__(self, reads: Iterable[bytes | Exception]) -> None:
+        self._reads = iter(reads)
+        self.opened = 0
+
+    def open(self) -> None:
+        self.opened += 1
+
+    def read_into(self, view: memoryview) -> int:
+        data = next(self._reads, b"")
+        if isinstance(data, Exception):
+            raise data
+        if not data:
+            time.sleep(0.002)
+        assert len(data) <= len(view)
+        view[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        pass
+
+
+def pieces(data: bytes) -> Iterator[bytes]:
+    """In reads so small that each fits, however slow the machine makes the reader think the source is."""
+    for start in range(0, len(data), 32):
+        yield data[start : start + 32]
+
+
+class Clock:
+    """A monotonic clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1_000_000_000
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
 async def until(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + deadline_s
@@ -56,13 +98,19 @@ async def until(condition: Callable[[], bool], deadline_s: float = 10.0) -> None
 
 
 @contextlib.contextmanager
-def reading(source: Source, collector: Collector, allowance: int = 1 << 30) -> Iterator[SourceReader]:
+def reading(
+    source: Source,
+    collector: Collector,
+    allowance: int = 1 << 30,
+    clock: Callable[[], int] = time.monotonic_ns,
+) -> Iterator[SourceReader]:
     reader = SourceReader(
         source,
         HealthTests(),
         asyncio.get_running_loop(),
         deliver=collector.deliver,
         state_changed=collector.states.append,
+        clock=clock,
     )
     reader.start()
     reader.allow(allowance)
@@ -150,7 +198,7 @@ def test_a_source_that_goes_bad_recovers_by_itself(fifo: Path) -> None:
             with reading(make_source("prng", str(fifo)), collector):
                 await asyncio.to_thread(feed, fifo, good)
                 await until(lambda: collector.names == ["healthy"])
-                await asyncio.to_thread(feed, fifo, bytes(600))
+                await asyncio.to_thread(feed, fifo, bytes(300))  # in one window: one alarm
                 await until(lambda: collector.names == ["healthy", "starting"])
                 before = len(collector.released)
                 await asyncio.to_thread(feed, fifo, later)
@@ -161,6 +209,89 @@ def test_a_source_that_goes_bad_recovers_by_itself(fifo: Path) -> None:
         assert bytes(8) not in collector.released
 
     asyncio.run(scenario(), debug=True)
+
+
+GOOD = noise(2_048)
+STUCK = bytes(512)  # a whole window, so that what follows is at a window's start: one alarm
+
+
+def test_a_second_alarm_within_the_hour_is_a_failure_even_after_bytes_passed() -> None:
+    script = Script([*pieces(GOOD + STUCK + GOOD + bytes(32) + GOOD)])
+
+    async def scenario() -> None:
+        collector, clock = Collector(), Clock()
+        with reading(script, collector, clock=clock):
+            await until(lambda: len(collector.states) >= 4)
+            assert collector.names[:4] == ["healthy", "starting", "healthy", "failed"]
+            await until(lambda: collector.names[4:] == ["healthy"])
+        assert script.opened == 2
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_alarms_more_than_an_hour_apart_are_chance() -> None:
+    clock = Clock()
+
+    def reads() -> Iterator[bytes]:
+        for _ in range(4):
+            yield from pieces(GOOD + STUCK)
+            clock.now_ns += ALARM_MEMORY_NS
+        yield from pieces(GOOD)
+
+    async def scenario() -> None:
+        collector, script = Collector(), Script(reads())
+        with reading(script, collector, clock=clock):
+            await until(lambda: len(collector.states) >= 9)
+        assert collector.names == ["healthy", "starting"] * 4 + ["healthy"]
+        assert script.opened == 1
+
+    asyncio.run(scenario(), debug=True)
+
+
+@pytest.mark.parametrize(
+    "trouble", [bytes(32), SourceFailure("error", "cannot read: I/O error")], ids=["alarm", "error"]
+)
+def test_a_source_that_fails_for_ever_fills_no_log(
+    trouble: bytes | SourceFailure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three simulated hours of a source that passes each start-up and then fails."""
+    clock = Clock()
+    minutes: dict[int, int] = {}
+
+    def passing(_reader: SourceReader, wait_ns: int) -> None:
+        clock.now_ns += wait_ns
+
+    def reads() -> Iterator[bytes | Exception]:
+        while clock.now_ns < 3 * ALARM_MEMORY_NS:
+            for good in pieces(GOOD):
+                clock.now_ns += 1_000_000
+                yield good
+            yield trouble
+
+    def line() -> None:
+        minute = clock.now_ns // 60_000_000_000
+        minutes[minute] = minutes.get(minute, 0) + 1
+
+    # Counted in the reader's thread: the loop would run later, at another simulated time.
+    real_report = SourceReader._report
+
+    def report(reader: SourceReader, state: SourceState) -> None:
+        if state != reader._state:
+            line()
+        real_report(reader, state)
+
+    monkeypatch.setattr(SourceReader, "_wait", passing)
+    monkeypatch.setattr(SourceReader, "_report", report)
+
+    async def scenario() -> None:
+        collector = Collector()
+        with reading(Script(reads()), collector, clock=clock):
+            await until(lambda: clock.now_ns >= 3 * ALARM_MEMORY_NS, 60.0)
+
+    asyncio.run(scenario())
+    first, *later = (minutes.get(minute, 0) for minute in range(180))
+    assert first <= 20
+    assert max(later) <= 5
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,11 @@ MIN_READ = 32  # bytes
 SLOW_READ_NS = 40_000_000
 FAST_READ_NS = 4_000_000
 MEASURE_NS = 1_000_000_000
-FIRST_RETRY_S = 0.5
-LAST_RETRY_S = 30.0
+FIRST_RETRY_NS = 500_000_000
+LAST_RETRY_NS = 30_000_000_000
+LAST_ALARM_RETRY_NS = 60_000_000_000
+SETTLED_NS = 60_000_000_000
+ALARM_MEMORY_NS = 3_600_000_000_000
 
 
 class ReadSize:
@@ -58,19 +61,39 @@ class CapacityMeter:
 
 
 class Retry:
-    """Waits of 0.5 s doubling to 30 s; back to the shortest after success."""
+    """When a source is opened again, and whether its health tests' alarms are chance.
+
+    One alarm in an hour may be chance: a test raises a false one in 2^40. A second within the hour of the
+    last is proof. The waits double from 0.5 s to 30 s, to 60 s while an alarm is remembered; a failing
+    source may pass its start-up each time, so success shortens them only a minute after the last failure
+    and an hour after the last alarm.
+    """
 
     def __init__(self) -> None:
-        self.failures = 0
+        self._failures = 0
+        self._failed_ns = 0
+        self._alarms = 0
+        self._alarmed_ns = 0
 
-    def failed(self) -> None:
-        self.failures += 1
+    def alarmed(self, count: int, now_ns: int) -> bool:
+        """``count`` alarms, just now; whether they and those remembered are proof of a bad source."""
+        self._alarms = self._remembered(now_ns) + count
+        self._alarmed_ns = now_ns
+        return self._alarms > 1
 
-    def succeeded(self) -> None:
-        self.failures = 0
+    def succeeded(self, now_ns: int) -> None:
+        """Bytes have passed the health tests."""
+        if now_ns - self._failed_ns >= SETTLED_NS and not self._remembered(now_ns):
+            self._failures = 0
 
-    def delay_s(self) -> float:
+    def delay_ns(self, now_ns: int) -> int:
         """The wait after one more failure."""
-        delay = min(LAST_RETRY_S, FIRST_RETRY_S * (1 << min(self.failures, 10)))
-        self.failures += 1
+        last = LAST_ALARM_RETRY_NS if self._remembered(now_ns) else LAST_RETRY_NS
+        delay = min(last, FIRST_RETRY_NS << min(self._failures, 10))
+        self._failures += 1
+        self._failed_ns = now_ns
         return delay
+
+    def _remembered(self, now_ns: int) -> int:
+        """How many alarms there were since the last hour without one."""
+        return self._alarms if now_ns - self._alarmed_ns < ALARM_MEMORY_NS else 0

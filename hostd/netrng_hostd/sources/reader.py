@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from netrng_hostd.core.health import Alarm, HealthTests
+from netrng_hostd.core.health import Alarm, HealthTests, Verdict
 from netrng_hostd.sources import Source, SourceFailure
 from netrng_hostd.sources.pace import CapacityMeter, ReadSize, Retry
 
@@ -52,12 +52,14 @@ class SourceReader:
         deliver: Callable[[Delivery], None],
         state_changed: Callable[[SourceState], None],
         max_read: int = MAX_READ,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._source = source
         self._health = health
         self._loop = loop
         self._deliver = deliver
         self._state_changed = state_changed
+        self._clock = clock
         self._size = ReadSize(max_read)
         self._retry = Retry()
         self.capacity = CapacityMeter()
@@ -98,18 +100,18 @@ class SourceReader:
                 self._forget_held()
             finally:
                 self._source.close()
-            self._wait(self._retry.delay_s())
+            self._wait(self._retry.delay_ns(self._clock()))
 
     def _read_until_stopped(self) -> None:
         buffer = bytearray(self._size.maximum)
         while (room := self._room()) > 0:
             want = min(room, self._size.bytes)
-            begun_ns = time.monotonic_ns()
+            begun_ns = self._clock()
             if self.read_since_ns is None:
                 self.read_since_ns = begun_ns
             with memoryview(buffer) as whole, whole[:want] as view:
                 count = self._source.read_into(view)
-                ended_ns = time.monotonic_ns()
+                ended_ns = self._clock()
                 if count == 0:
                     continue
                 with view[:count] as noise:
@@ -121,18 +123,16 @@ class SourceReader:
             self._total_read += count
             self._post(self._deliver, Delivery(count, verdict.released, verdict.discarded,
                                                self._health.held, verdict.alarm))
-            self._judge(verdict.alarm, bool(verdict.released))
+            self._judge(verdict, ended_ns)
 
-    def _judge(self, alarm: Alarm | None, released: bool) -> None:
-        if alarm is not None:
-            if self._retry.failures == 0:
-                # One false alarm in 2^40 windows is what the tests are built for: start up again at once.
-                self._retry.failed()
-                self._report(SourceState("starting", f"health test: {alarm.detail}"))
-            else:
-                raise SourceFailure("failed", f"health test: {alarm.detail}")
-        elif released:
-            self._retry.succeeded()
+    def _judge(self, verdict: Verdict, now_ns: int) -> None:
+        if verdict.alarm is not None:
+            detail = f"health test: {verdict.alarm.detail}"
+            if self._retry.alarmed(len(verdict.alarms), now_ns):
+                raise SourceFailure("failed", detail)
+            self._report(SourceState("starting", detail))
+        elif verdict.released:
+            self._retry.succeeded(now_ns)
             self._report(SourceState("healthy"))
 
     def _room(self) -> int:
@@ -143,9 +143,9 @@ class SourceReader:
                 self._permitted.wait_for(lambda: self._stopping or self._allowance > self._total_read)
             return 0 if self._stopping else self._allowance - self._total_read
 
-    def _wait(self, seconds: float) -> None:
+    def _wait(self, wait_ns: int) -> None:
         with self._permitted:
-            self._permitted.wait_for(lambda: self._stopping, seconds)
+            self._permitted.wait_for(lambda: self._stopping, wait_ns / 1e9)
 
     def _forget_held(self) -> None:
         """A source that is opened again may be another one: what waits for its window is not released."""
