@@ -324,6 +324,31 @@ def test_mistakes(file: Path, text: str, error: str) -> None:
     assert refused(file, text).startswith(error)
 
 
+@pytest.mark.parametrize("number", ["0x" + "f" * 5000, "0x8000000000000000", "-0x8000000000000001"])
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("sample_size = {}", "sample_size"),
+        ("control = {}", "control"),
+        ("[reservoir]\nsize = {}", "reservoir.size"),
+        ("[libvirt]\nuris = [{}]", "libvirt.uris[0]"),
+        ("[[source]]\nmin_entropy = {}", "source[0].min_entropy"),
+        ("[[quota]]\nname = 'a'\nmatch = ['*']\nweight = {}", "quota[0].weight"),
+    ],
+)
+def test_a_number_that_is_larger_than_tomls(file: Path, text: str, place: str, number: str) -> None:
+    if number.startswith("-"):
+        number = str(int(number, 0))  # TOML has no negative hexadecimal numbers
+    told = refused(file, text.format(number))
+    assert told == f"{place}: found a larger number, allowed: whole numbers of 64 bits, as TOML has them"
+
+
+def test_a_number_of_thousands_of_digits(file: Path) -> None:
+    told = refused(file, "sample_size = " + "1" * 5000)
+    assert told.endswith("allowed: whole numbers of 64 bits, as TOML has them")
+    assert len(told) < 150
+
+
 def test_a_long_wrong_value_is_cut(file: Path) -> None:
     line = refused(file, f'[libvirt]\ntransport = "{"x" * 5000}"')
     assert "x…, allowed" in line

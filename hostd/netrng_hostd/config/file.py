@@ -20,9 +20,10 @@ from netrng_hostd.config.sections import (
     read_reservoir,
     read_sources,
 )
-from netrng_hostd.config.table import ConfigError, Table
+from netrng_hostd.config.table import ConfigError, Table, spell
 
 SAMPLE_SIZE_RANGE = (32, 65536)
+INTEGERS = "whole numbers of 64 bits, as TOML has them"
 KEYS = (
     "sample_size", "control", "reservoir", "libvirt", "source", "sources", "quota", "admission", "channel",
 )  # fmt: skip
@@ -44,7 +45,9 @@ def load(path: str | None = None) -> Config:
         raise ConfigError(f"{file}: permission denied; run as root, or let this user read it") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return _config(file, _toml(file, raw))
+    values = _toml(file, raw)
+    _refuse_huge(file, values)
+    return _config(file, values)
 
 
 def _toml(file: str, raw: bytes) -> dict[str, Any]:
@@ -61,6 +64,21 @@ def _toml(file: str, raw: bytes) -> dict[str, Any]:
         raise ConfigError(f"{file}: {place}: not TOML: {what}") from None
     except RecursionError:
         raise ConfigError(f"{file}: not TOML that can be read: nested too deeply") from None
+    except ValueError:  # newer Pythons convert no more than 4,300 digits
+        raise ConfigError(f"{file}: found a number of thousands of digits, allowed: {INTEGERS}") from None
+
+
+def _refuse_huge(file: str, values: dict[str, Any]) -> None:
+    """TOML's integers have 64 bits. A larger one could not even be repeated in an error."""
+    places: list[tuple[str, Any]] = [("", values)]
+    while places:
+        place, value = places.pop()
+        if isinstance(value, dict):
+            places += [(f"{place}.{spell(key)[1:-1]}".lstrip("."), item) for key, item in value.items()]
+        elif isinstance(value, list):
+            places += [(f"{place}[{number}]", item) for number, item in enumerate(value)]
+        elif isinstance(value, int) and value.bit_length() > 63:
+            raise ConfigError(f"{file}: {place}: found a larger number, allowed: {INTEGERS}")
 
 
 def _config(file: str, values: dict[str, Any]) -> Config:
