@@ -106,7 +106,7 @@ def _run_command(options: argparse.Namespace) -> int:
 
 
 def _run_configured(options: argparse.Namespace) -> int:
-    from netrng_hostd.config import load
+    from netrng_hostd.config import control_of, load
 
     command = options.command
     if command == "run":
@@ -120,7 +120,7 @@ def _run_configured(options: argparse.Namespace) -> int:
     if command == "status":
         from netrng_hostd.operate import status
 
-        return status.run(load(options.config).control, as_json=options.json, watch=options.watch)
+        return status.run(control_of(options.config), as_json=options.json, watch=options.watch)
     from netrng_hostd.operate import attach
 
     if command == "xml":

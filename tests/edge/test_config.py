@@ -188,6 +188,24 @@ def test_control_without_a_place(file: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert load(str(file)).control == "/tmp/c.sock"
 
 
+def test_who_has_no_place_for_a_daemon_asks_the_systems(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netrng_hostd.config.file.DEFAULT_FILE", "/nonexistent/hostd.toml")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    assert config.control_of() == "/run/netrng/hostd.sock"
+    file.write_text("sample_size = 64")
+    assert config.control_of(str(file)) == "/run/netrng/hostd.sock"
+    file.write_text('control = "/tmp/c.sock"')
+    assert config.control_of(str(file)) == "/tmp/c.sock"
+    file.write_text("sample_size = 1")
+    with pytest.raises(ConfigError, match="sample_size"):
+        config.control_of(str(file))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert config.control_of() == f"{tmp_path}/netrng/hostd.sock"
+
+
 # Mistakes
 
 

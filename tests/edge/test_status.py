@@ -19,6 +19,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from netrng_hostd.main import main
 from netrng_hostd.operate import show, status
 from netrng_hostd.operate.control import ControlServer
 from netrng_hostd.operate.render import render
@@ -265,6 +266,18 @@ def test_no_daemon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert captured.out == ""
         assert captured.err.startswith(f"netrng-hostd: no daemon answers: no socket at {path}; start it:")
         assert captured.err.count("\n") == 1
+
+
+def test_a_monitoring_user_asks_the_systems_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "system.sock")
+    monkeypatch.setattr("netrng_hostd.config.file.DEFAULT_FILE", str(tmp_path / "none.toml"))
+    monkeypatch.setattr("netrng_hostd.config.file.SYSTEM_CONTROL", path)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    assert main(["status"]) == 3
+    assert f"no socket at {path}" in capsys.readouterr().err
 
 
 def test_something_else_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration, /etc/netrng/hostd.toml: strict, complete, and one line for each mistake."""
 
-from netrng_hostd.config.file import load
+from netrng_hostd.config.file import control_of, load
 from netrng_hostd.config.model import (
     DEFAULT_FILE,
     SYSTEM_CONTROL,
@@ -25,6 +25,7 @@ __all__ = [
     "LibvirtConfig",
     "ReservoirConfig",
     "SourceConfig",
+    "control_of",
     "default_control",
     "load",
 ]

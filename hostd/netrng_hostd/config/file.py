@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tomli
 
-from netrng_hostd.config.model import DEFAULT_FILE, Config, default_control
+from netrng_hostd.config.model import DEFAULT_FILE, SYSTEM_CONTROL, Config, default_control
 from netrng_hostd.config.sections import (
     SUN_PATH_MAX,
     read_admission,
@@ -34,6 +35,25 @@ def load(path: str | None = None) -> Config:
 
     Raises ConfigError.
     """
+    return _load(path, default_control)
+
+
+def control_of(path: str | None = None) -> str:
+    """Where the daemon that reads ``path`` is asked; the system's for a user who has no place for one.
+
+    Raises ConfigError.
+    """
+    return _load(path, _control_to_ask).control
+
+
+def _control_to_ask() -> str:
+    try:
+        return default_control()
+    except ConfigError:
+        return SYSTEM_CONTROL
+
+
+def _load(path: str | None, default_control: Callable[[], str]) -> Config:
     file = path if path is not None else DEFAULT_FILE
     try:
         raw = Path(file).read_bytes()
@@ -47,7 +67,7 @@ def load(path: str | None = None) -> Config:
         raise ConfigError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     values = _toml(file, raw)
     _refuse_huge(file, values)
-    return _config(file, values)
+    return _config(file, values, default_control)
 
 
 def _toml(file: str, raw: bytes) -> dict[str, Any]:
@@ -81,7 +101,7 @@ def _refuse_huge(file: str, values: dict[str, Any]) -> None:
             raise ConfigError(f"{file}: {place}: found a larger number, allowed: {INTEGERS}")
 
 
-def _config(file: str, values: dict[str, Any]) -> Config:
+def _config(file: str, values: dict[str, Any], default_control: Callable[[], str]) -> Config:
     top = Table(file, "", values)
     top.only(*KEYS)
     sample_size = top.whole("sample_size", Config.sample_size, *SAMPLE_SIZE_RANGE)
