@@ -7,7 +7,6 @@ A sink takes bytes or leaves them and never waits.  ``offer`` returns how many b
 
 from typing import Optional
 
-from .demand import BLOCK_SIZE
 from .kernel import MAX_CREDIT, KernelPool
 from .wire import SEED_SIZE
 
@@ -79,7 +78,10 @@ class KernelSink(Sink):
     def offer(self, data: memoryview, now_ns: int) -> int:
         if len(data) < SEED_SIZE:
             return 0
-        piece = bytearray(data[:BLOCK_SIZE])
+        size = min(len(data), MAX_CREDIT)
+        if 0 < len(data) - size < SEED_SIZE:
+            size = len(data) - SEED_SIZE  # else the rest would have to wait for more
+        piece = bytearray(data[:size])
         try:
             self._pool.credit(piece)
         except OSError as error:

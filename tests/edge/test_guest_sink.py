@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import fcntl
+
 import pytest
 from tests.edge.guest_lab import FakePool, stream
 
+from netrng_guest.kernel import KernelPool
 from netrng_guest.sink import STATES, KernelSink, Sink
 
 T0 = 10**12
@@ -52,3 +55,37 @@ def test_a_kernel_that_fails() -> None:
     assert offer(sink, DATA[:64]) == 0
     assert sink.settle() == 0
     assert (sink.state, sink.detail) == ("failed", "Input/output error")
+
+
+@pytest.mark.parametrize(
+    ("offered", "taken"), [(64, 64), (512, 512), (513, 449), (575, 511), (576, 512), (577, 512), (1000, 512)]
+)
+def test_at_most_512_bytes_at_once_and_never_a_rest_that_is_too_small(offered: int, taken: int) -> None:
+    pool = FakePool()
+    assert offer(KernelSink(pool, 100), DATA[:offered]) == taken
+    assert pool.given == DATA[:taken]
+
+
+def test_what_was_credited_before_a_failure_is_not_credited_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    credited = bytearray()
+    fails_at = 2
+    calls = 0
+
+    def ioctl(fd: int, request: int, argument: bytearray | int = 0, mutate: bool = False) -> int:
+        nonlocal calls
+        if isinstance(argument, bytearray):
+            calls += 1
+            if calls == fails_at:
+                raise OSError(5, "Input/output error")
+            credited.extend(argument[8:])
+        return 0
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    sink = KernelSink(KernelPool("/dev/null"), None)
+    given = 0
+    for _ in range(4):  # as the agent does, which comes again with what was not taken
+        given += offer(sink, DATA[given:])
+    assert credited == DATA, "a byte was credited twice or not at all"
+    assert sink.settle() == given == len(DATA)
+    assert calls == 3
+    sink.stop()
