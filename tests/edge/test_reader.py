@@ -7,13 +7,14 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-from netrng_hostd.core.health import HealthTests
+from netrng_hostd.core.health import HealthTests, Verdict
 from netrng_hostd.sources import Source, SourceFailure, make_source
 from netrng_hostd.sources.pace import ALARM_MEMORY_NS
 from netrng_hostd.sources.reader import Delivery, SourceReader, SourceState
@@ -30,6 +31,7 @@ class Collector:
     def __init__(self) -> None:
         self.deliveries: list[Delivery] = []
         self.states: list[SourceState] = []
+        self.failures: list[BaseException] = []
         self.released = bytearray()
 
     def deliver(self, delivery: Delivery) -> None:
@@ -55,6 +57,7 @@ class Script:
     def __init__(self, reads: Iterable[bytes | Exception]) -> None:
         self._reads = iter(reads)
         self.opened = 0
+        self.closed = 0
 
     def open(self) -> None:
         self.opened += 1
@@ -70,7 +73,7 @@ class Script:
         return len(data)
 
     def close(self) -> None:
-        pass
+        self.closed += 1
 
 
 def pieces(data: bytes) -> Iterator[bytes]:
@@ -89,6 +92,14 @@ class Clock:
         return self.now_ns
 
 
+def wait_for(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
+    """The same without a loop that runs."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, "condition not met before the deadline"
+        time.sleep(0.002)
+
+
 async def until(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + deadline_s
@@ -103,13 +114,15 @@ def reading(
     collector: Collector,
     allowance: int = 1 << 30,
     clock: Callable[[], int] = time.monotonic_ns,
+    health: HealthTests | None = None,
 ) -> Iterator[SourceReader]:
     reader = SourceReader(
         source,
-        HealthTests(),
+        health or HealthTests(),
         asyncio.get_running_loop(),
         deliver=collector.deliver,
         state_changed=collector.states.append,
+        failed=collector.failures.append,
         clock=clock,
     )
     reader.start()
@@ -382,3 +395,135 @@ def test_a_waiting_read_is_visible_and_stopping_is_not_held_up(fifo: Path) -> No
 def test_a_delivery_shows_no_bytes() -> None:
     delivery = Delivery(3, bytearray(b"key"), 0, 0, None)
     assert "key" not in repr(delivery)
+
+
+def test_a_mistake_in_the_thread_is_told_and_leaves_nothing_behind() -> None:
+    health = Remembering()
+
+    async def scenario() -> None:
+        collector = Collector()
+        script = Script([*pieces(GOOD + noise(160)), ZeroDivisionError("of ours")])
+        with reading(script, collector, health=health) as reader:
+            await until(lambda: bool(collector.failures))
+            assert [type(error) for error in collector.failures] == [ZeroDivisionError]
+            assert collector.names == ["healthy", "error"]
+            assert collector.states[-1].detail == "internal error: ZeroDivisionError; please report it"
+            await until(lambda: collector.discarded == 160)  # the books are right to the end
+            assert reader.read_since_ns is None  # which would show it as a stalled source
+        assert script.closed == 1
+
+    asyncio.run(scenario(), debug=True)
+    assert not any(health.buffer)
+
+
+def test_a_mistake_without_anybody_to_tell_is_a_state() -> None:
+    async def scenario() -> None:
+        states: list[SourceState] = []
+        reader = SourceReader(
+            Script([ZeroDivisionError()]), HealthTests(), asyncio.get_running_loop(),
+            deliver=lambda _delivery: None, state_changed=states.append,
+        )  # fmt: skip
+        reader.allow(64)
+        reader.start()
+        await until(lambda: [state.name for state in states] == ["error"])
+        assert reader.stop(5.0)
+
+    asyncio.run(scenario(), debug=True)
+
+
+class Remembering(HealthTests):
+    """Shows what a test may want to see wiped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.released: list[bytearray] = []
+        self.fed: list[memoryview] = []
+
+    @property
+    def buffer(self) -> bytearray:
+        return self._buffer
+
+    def feed(self, noise: bytes | bytearray | memoryview) -> Verdict:
+        verdict = super().feed(noise)
+        if isinstance(noise, memoryview):
+            self.fed.append(noise[:])
+        self.released.append(verdict.released)
+        return verdict
+
+
+def test_what_is_held_when_the_reader_stops_is_wiped() -> None:
+    health = Remembering()
+
+    async def scenario() -> None:
+        collector = Collector()
+        with reading(Script(pieces(noise(160))), collector, health=health):
+            await until(lambda: collector.read == 160)
+            assert any(health.buffer)
+        assert not any(health.buffer)
+        assert not any(any(view) for view in health.fed)
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_delivery_that_the_loop_can_no_longer_take_is_wiped() -> None:
+    health = Remembering()
+
+    async def scenario() -> None:
+        collector = Collector()
+        with reading(Script(pieces(GOOD)), collector, health=health):
+            # No await: the loop runs nothing of what the thread hands over, and after stop() it must not.
+            wait_for(lambda: sum(map(len, health.released)) == len(GOOD))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not collector.deliveries
+
+    asyncio.run(scenario(), debug=True)
+    assert not any(map(any, health.released))
+
+
+def test_a_delivery_to_a_closed_loop_is_wiped_and_ends_the_thread() -> None:
+    health = Remembering()
+    go_on = threading.Event()
+
+    def reads() -> Iterator[bytes]:
+        assert go_on.wait(10.0)
+        yield from pieces(GOOD)
+
+    loop = asyncio.new_event_loop()
+    reader = SourceReader(
+        Script(reads()), health, loop, deliver=lambda _delivery: None, state_changed=lambda _state: None
+    )
+    reader.allow(1 << 30)
+    reader.start()
+    loop.close()
+    go_on.set()
+    wait_for(lambda: not reader.alive)
+    assert health.released
+    assert not any(map(any, health.released))
+    assert not any(health.buffer)
+    assert reader.stop(5.0)
+
+
+def test_a_read_that_comes_back_after_the_stop_is_thrown_away() -> None:
+    health = Remembering()
+    reached, go_on = threading.Event(), threading.Event()
+
+    def reads() -> Iterator[bytes]:
+        yield from pieces(noise(160))
+        reached.set()
+        assert go_on.wait(10.0)
+        yield from pieces(GOOD)
+
+    async def scenario() -> None:
+        collector = Collector()
+        with reading(Script(reads()), collector, health=health) as reader:
+            await asyncio.to_thread(reached.wait, 10.0)
+            assert not reader.stop(0.01)
+            assert not any(health.buffer)  # without waiting for the read
+            fed = len(health.fed)
+            go_on.set()
+            await until(lambda: not reader.alive)
+        assert len(health.fed) == fed
+        assert not any(health.buffer)
+
+    asyncio.run(scenario(), debug=True)

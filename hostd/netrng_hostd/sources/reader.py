@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -41,7 +42,10 @@ class SourceState:
 
 
 class SourceReader:
-    """Reads ``source`` while ``allow`` permits; all callbacks run in the loop's thread."""
+    """Reads ``source`` while ``allow`` permits; all callbacks run in the loop's thread.
+
+    ``failed`` is told of a mistake of ours, after which nothing is read any more.
+    """
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class SourceReader:
         *,
         deliver: Callable[[Delivery], None],
         state_changed: Callable[[SourceState], None],
+        failed: Callable[[BaseException], None] | None = None,
         max_read: int = MAX_READ,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -59,6 +64,7 @@ class SourceReader:
         self._loop = loop
         self._deliver = deliver
         self._state_changed = state_changed
+        self._failed = failed
         self._clock = clock
         self._size = ReadSize(max_read)
         self._retry = Retry()
@@ -68,6 +74,8 @@ class SourceReader:
         self._allowance = 0
         self._total_read = 0
         self._stopping = False
+        self._keeping = threading.Lock()  # for the bytes held in the health tests and those on their way
+        self._on_their_way: deque[Delivery] = deque()
         # A read that never returns must not keep the process: the thread is a daemon thread.
         self._thread = threading.Thread(target=self._run, name="netrng-source", daemon=True)
         self.read_since_ns: int | None = None  # since when no byte has come although it may
@@ -82,50 +90,83 @@ class SourceReader:
                 self._allowance = total
                 self._permitted.notify()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def stop(self, timeout_s: float = 1.0) -> bool:
-        """Ends the thread; False when a read that does not return had to be abandoned."""
+        """Ends the thread; False when a read that does not return had to be abandoned.
+
+        Nothing is delivered afterwards: what was not delivered yet is wiped.
+        """
         with self._permitted:
             self._stopping = True
             self._permitted.notify()
         self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        with self._keeping:
+            self._health.restart()
+            self._wipe_undelivered()
+        return not self.alive
 
     def _run(self) -> None:
-        while not self._stopping:
-            try:
-                self._source.open()
-                self._read_until_stopped()
-            except SourceFailure as failure:
-                self._report(SourceState(failure.state, failure.detail))
-                self._forget_held()
-            finally:
-                self._source.close()
-            self._wait(self._retry.delay_ns(self._clock()))
+        try:
+            while not self._stopping:
+                self._read_until_failure()
+                self._wait(self._retry.delay_ns(self._clock()))
+        except BaseException as error:  # a mistake of ours, which would otherwise look like a silent source
+            detail = f"internal error: {type(error).__name__}; please report it"
+            self._report(SourceState("error", detail))
+            if self._failed is not None:
+                self._post(self._failed, error)
+        finally:
+            self._forget_held()
+
+    def _read_until_failure(self) -> None:
+        try:
+            self._source.open()
+            self._read_until_stopped()
+        except SourceFailure as failure:
+            self._report(SourceState(failure.state, failure.detail))
+            self._forget_held()
+        finally:
+            self._source.close()
 
     def _read_until_stopped(self) -> None:
-        buffer = bytearray(self._size.maximum)
-        while (room := self._room()) > 0:
-            want = min(room, self._size.bytes)
-            begun_ns = self._clock()
-            if self.read_since_ns is None:
-                self.read_since_ns = begun_ns
-            with memoryview(buffer) as whole, whole[:want] as view:
-                count = self._source.read_into(view)
-                ended_ns = self._clock()
-                if count == 0:
-                    continue
-                with view[:count] as noise:
-                    verdict = self._health.feed(noise)
-                    noise[:] = bytes(count)
-            self.read_since_ns = None
-            self._size.took(count, want, ended_ns - begun_ns)
-            self.capacity.add(count, begun_ns, ended_ns)
-            self._total_read += count
-            self._post(self._deliver, Delivery(count, verdict.released, verdict.discarded,
-                                               self._health.held, verdict.alarm))
-            self._judge(verdict, ended_ns)
+        with memoryview(bytearray(self._size.maximum)) as buffer:
+            while (room := self._room()) > 0:
+                want = min(room, self._size.bytes)
+                with buffer[:want] as view:
+                    try:
+                        verdict = self._read(view)
+                    finally:
+                        view[:] = bytes(want)
+                if verdict is not None:
+                    self._judge(verdict)
 
-    def _judge(self, verdict: Verdict, now_ns: int) -> None:
+    def _read(self, view: memoryview) -> Verdict | None:
+        """One read and its test; None when nothing came, or when it came too late."""
+        begun_ns = self._clock()
+        if self.read_since_ns is None:
+            self.read_since_ns = begun_ns
+        count = self._source.read_into(view)
+        ended_ns = self._clock()
+        if count == 0:
+            return None
+        self.read_since_ns = None
+        self._size.took(count, len(view), ended_ns - begun_ns)
+        self.capacity.add(count, begun_ns, ended_ns)
+        self._total_read += count
+        with self._keeping, view[:count] as noise:
+            if self._stopping:
+                return None
+            verdict = self._health.feed(noise)
+            held = self._health.held
+            self._hand_over(Delivery(count, verdict.released, verdict.discarded, held, verdict.alarm))
+        return verdict
+
+    def _judge(self, verdict: Verdict) -> None:
+        now_ns = self._clock()
         if verdict.alarm is not None:
             detail = f"health test: {verdict.alarm.detail}"
             if self._retry.alarmed(len(verdict.alarms), now_ns):
@@ -151,9 +192,24 @@ class SourceReader:
         """A source that is opened again may be another one: what waits for its window is not released."""
         self.read_since_ns = None
         self.capacity.waited()
-        discarded = self._health.restart()
-        if discarded:
-            self._post(self._deliver, Delivery(0, bytearray(), discarded, 0, None))
+        with self._keeping:
+            discarded = self._health.restart()
+            if discarded and not self._stopping:
+                self._hand_over(Delivery(0, bytearray(), discarded, 0, None))
+
+    def _hand_over(self, delivery: Delivery) -> None:
+        # Kept here and not in the loop's callback: what the loop does not come to can still be wiped.
+        self._on_their_way.append(delivery)
+        self._post(self._deliver_next)
+
+    def _deliver_next(self) -> None:
+        if self._on_their_way:
+            self._deliver(self._on_their_way.popleft())
+
+    def _wipe_undelivered(self) -> None:
+        while self._on_their_way:
+            released = self._on_their_way.popleft().released
+            released[:] = bytes(len(released))
 
     def _report(self, state: SourceState) -> None:
         if state != self._state:
@@ -165,3 +221,4 @@ class SourceReader:
             self._loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:  # the loop has closed: the daemon is gone
             self._stopping = True
+            self._wipe_undelivered()
