@@ -113,14 +113,16 @@ class Agent:
                 self._stock.put(event.data)
                 return
             self._pool.credit(event.data)
-            self._pool.reseed()
+            reseeded = self._pool.reseed()
         except OSError as error:
             self._session.lose(size, event.session)
             self._note("the kernel did not take the seed: {}".format(error.strerror), now_ns)
         else:
             self._session.ack(size, event.session)
             self.taken += size
-            told = "not credited: " + self._pool.denied if self._pool.denied else "credited and reseeded"
+            told = "credited and reseeded" if reseeded else "credited; this kernel cannot be told to reseed"
+            if self._pool.denied:
+                told = "not credited: " + self._pool.denied
             self._note("{} bytes for the kernel, {}".format(size, told), now_ns)
         finally:
             wipe(event.data)

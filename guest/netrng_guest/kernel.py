@@ -53,12 +53,13 @@ class KernelPool:
                 wipe(pool_info)
                 wipe(piece)
 
-    def reseed(self) -> None:
-        """Makes the kernel's generator use what it was given, now.  Kernels that cannot are left alone."""
+    def reseed(self) -> bool:
+        """Makes the kernel's generator use what it was given, now; False where it cannot be told to."""
         try:
             fcntl.ioctl(self._open(), RNDRESEEDCRNG)
         except OSError:
-            pass  # before Linux 4.14, or not permitted: credit() has said so
+            return False  # before Linux 4.14, or not permitted: credit() has said so
+        return True
 
     def close(self) -> None:
         """Closes the device; it is opened again when needed."""

@@ -146,6 +146,7 @@ class FakePool(KernelPool):
         super().__init__("/nonexistent")
         self.given = bytearray()
         self.reseeds = 0
+        self.can_reseed = True
         self.error = error
         self._deny = denied
 
@@ -155,8 +156,9 @@ class FakePool(KernelPool):
         self.denied = self._deny
         self.given += data
 
-    def reseed(self) -> None:
+    def reseed(self) -> bool:
         self.reseeds += 1
+        return self.can_reseed
 
 
 class Rig:

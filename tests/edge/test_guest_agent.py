@@ -158,6 +158,20 @@ def test_a_kernel_that_refuses_the_seed_loses_it(tmp_path: Path) -> None:
         assert rig.host.session.acked + rig.host.session.lost == 64
 
 
+@pytest.mark.parametrize(
+    ("can_reseed", "told"),
+    [(True, "credited and reseeded\n"), (False, "credited; this kernel cannot be told to reseed\n")],
+)
+def test_what_became_of_the_seed_is_said_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], can_reseed: bool, told: str
+) -> None:
+    pool = FakePool()
+    pool.can_reseed = can_reseed
+    with Rig(tmp_path, keeper, pool=pool) as rig:
+        rig.settle()
+    assert "64 bytes for the kernel, " + told in capsys.readouterr().err
+
+
 def test_a_kernel_that_does_not_credit_shows_in_the_status(tmp_path: Path) -> None:
     with Rig(tmp_path, keeper, pool=FakePool(denied="RNDADDENTROPY: Operation not permitted")) as rig:
         rig.pass_s(2)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -45,7 +46,7 @@ def test_rand_pool_info_as_linux_random_h_has_it(monkeypatch: pytest.MonkeyPatch
     pool = KernelPool("/dev/null")
     data = bytearray(range(200)) + bytearray(range(200)) + bytearray(200)
     pool.credit(data)
-    pool.reseed()
+    assert pool.reseed()
     assert [request for request, _ in ioctls.calls] == [0x40085203, 0x40085203, 0x5207]
     assert ioctls.calls[0][1] == struct.pack("=ii", 4096, 512) + data[:512]
     assert ioctls.calls[1][1] == struct.pack("=ii", 704, 88) + data[512:]
@@ -84,7 +85,15 @@ def test_what_is_no_pool_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     pool.close()
     with pytest.raises(FileNotFoundError):
         KernelPool("/nonexistent").credit(bytearray(64))
-    KernelPool("/nonexistent").reseed()
+    assert not KernelPool("/nonexistent").reseed()
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTTY])
+def test_a_kernel_that_knows_no_reseeding(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    monkeypatch.setattr(fcntl, "ioctl", Ioctls(OSError(code, "")))
+    pool = KernelPool("/dev/null")
+    assert pool.reseed() is False
+    pool.close()
 
 
 def test_as_this_user_on_this_kernel() -> None:
