@@ -220,6 +220,58 @@ def test_closing_does_not_wait_for_clients(path: str) -> None:
         assert read_all(sock) == b""
 
 
+class Told:
+    """A daemon whose status takes ``cost_s`` of its own clock's time to make; ``pid`` counts them."""
+
+    def __init__(self, cost_s: float) -> None:
+        self.cost_s = cost_s
+        self.made = 0
+        self.now_s = 1000.0
+
+    def snapshot(self) -> DaemonStatus:
+        self.made += 1
+        self.now_s += self.cost_s
+        return DaemonStatus("1.2.3", pid=self.made)
+
+    def serve(self, path: str, client: Callable[[], object]) -> None:
+        async def both() -> None:
+            async with ControlServer(path, self.snapshot, clock=lambda: self.now_s):
+                await asyncio.wait_for(asyncio.to_thread(client), 20)
+
+        asyncio.run(both(), debug=True)
+
+
+@pytest.mark.parametrize(
+    ("cost_s", "good_s"), [(0.0, 0.0), (1 / 4096, 10 / 4096), (1 / 32, 10 / 32), (1 / 8, 0.5), (2, 0.5)]
+)
+def test_an_answer_is_given_again_for_a_while(path: str, cost_s: float, good_s: float) -> None:
+    daemon = Told(cost_s)
+
+    def client() -> None:
+        assert from_json(ask(path)).pid == 1
+        daemon.now_s += good_s * 15 / 16
+        again = [from_json(ask(path)).pid for _ in range(3)]
+        assert again == ([1, 1, 1] if good_s else [2, 3, 4])
+        made = daemon.made
+        daemon.now_s += good_s / 16
+        assert from_json(ask(path)).pid == made + 1
+
+    daemon.serve(path, client)
+
+
+def test_who_asks_in_a_loop_costs_a_tenth_of_the_time(path: str) -> None:
+    daemon = Told(1 / 64)
+
+    def client() -> None:
+        for _ in range(500):
+            ask(path)
+            daemon.now_s += 1 / 256
+
+    daemon.serve(path, client)
+    elapsed_s = daemon.now_s - 1000
+    assert daemon.made * daemon.cost_s <= 0.1 * elapsed_s + daemon.cost_s
+
+
 # The client's side
 
 

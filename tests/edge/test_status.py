@@ -90,6 +90,10 @@ def test_the_contracts_keys() -> None:
     assert told["domains"][0]["agent"] == {"version": "0.1.0", "sink": "rngd", "sink_state": "ok"}
 
 
+def test_every_field_is_told() -> None:
+    assert json.loads(to_json(STATUS)) == json.loads(json.dumps(dataclasses.asdict(STATUS)))
+
+
 def test_there_and_back() -> None:
     assert from_json(to_json(STATUS)) == STATUS
 

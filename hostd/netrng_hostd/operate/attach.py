@@ -112,9 +112,7 @@ def _detach(domain: Definition, lines: list[str]) -> None:
     if live:
         refused = _try_live(domain, lambda: domain.detach_live(live))
         if refused:
-            lines.append(
-                f"{domain.name}: gone after the next full power-off, not a guest reboot ({refused})"
-            )
+            lines.append(f"{domain.name}: gone after the next full power-off, not a guest reboot ({refused})")
         else:
             lines.append(f"{domain.name}: channel removed from the running domain")
 
