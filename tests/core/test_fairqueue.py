@@ -156,7 +156,7 @@ def test_the_debts_of_many_do_not_hold_virtual_time_back() -> None:
 
 
 @pytest.mark.parametrize("by_reservation", [0, 100, 2 * SAMPLE])
-def test_a_debt_is_paid_once_and_then_counts_as_served_no_more(by_reservation: int) -> None:
+def test_a_debt_is_paid_once(by_reservation: int) -> None:
     queue, (debtor, *others) = contest(*[100] * 5)
     queue.halt(debtor)
     serve(queue, 100)
@@ -167,10 +167,20 @@ def test_a_debt_is_paid_once_and_then_counts_as_served_no_more(by_reservation: i
         queue.push(debtor, by_reservation)
         assert debtor.debt <= max(0, SAMPLE - by_reservation)
     turns = serve(queue, 100, 128)
-    assert debtor.debt == 0
     mean = Fraction(sum(rival.served for rival in (debtor, *others)), 5)
     assert abs(debtor.served - mean) <= SAMPLE
     assert turns.count(debtor) <= 20 + SAMPLE // 128
+
+
+def test_a_debt_that_is_paid_counts_as_served_no_more() -> None:
+    queue, (debtor, _) = contest(10, 1000)
+    queue.halt(debtor)
+    serve(queue, 500)
+    queue.enter(debtor, SAMPLE)
+    queue.first()
+    assert debtor.debt == SAMPLE
+    serve(queue, 200)
+    assert debtor.debt == 0
 
 
 def test_a_modest_request_does_not_wait_for_greedy_ones_and_gains_nothing_but_that() -> None:

@@ -16,8 +16,8 @@ exact and nothing drifts. Only the keys that order the heaps are rounded, to 2‚Å
   and leaving does not wipe out a lead.
 - Who is halted while it goes on asking (by its limit) still counts until it is one sample behind, so that
   a bucket that is briefly empty costs its domain nothing and gives nobody else its share. Then its limit
-  is what binds it: it does not count, and is owed one sample at most when it returns. Until that `debt` is
-  paid it counts as served, or many debts would hold virtual time back for all the others.
+  is what binds it: it does not count, and is owed one sample at most when it returns. Until it has caught
+  up, that `debt` counts as served, or many debts would hold virtual time back for all the others.
 - Who is served outside the queue (by its reservation) has its tag pushed, so that what it gets in all is
   the larger of the two and not their sum. While it is ahead it does not count, or it would drag the
   mean away from the others. Its lead is capped, so that past service is no punishment later: one sample
