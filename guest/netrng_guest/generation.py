@@ -5,6 +5,7 @@ The kernel reseeds itself then (since Linux 5.18) and says so since 6.10; before
 without a generation ID, the host's fresh PROBE is what tells.
 """
 
+import errno
 import socket
 from typing import Optional
 
@@ -39,8 +40,10 @@ def heard_new_generation(uevents: socket.socket) -> bool:
             message, sender = uevents.recvfrom(8192)
         except BlockingIOError:
             return heard
-        except OSError:  # ENOBUFS: the kernel dropped some
-            heard = True
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                return heard
+            heard = True  # the kernel dropped some
             continue
         if isinstance(sender, tuple) and sender[0] != 0:
             continue  # another program's, not the kernel's

@@ -42,10 +42,18 @@ NEW = b"change@/devices/x\0ACTION=change\0NEW_VMGENID=1\0SEQNUM=7\0"
         ([(b"add@/x\0NEW_VMGENID=10\0", (0, 1))], False),
         ([(b"add@/x\0XNEW_VMGENID=1\0", (0, 1))], False),
         ([OSError(105, "No buffer space available")], True),  # some were lost: it may have been among them
+        ([OSError(105, "No buffer space available"), (b"add@/x\0", (0, 1))], True),
+        ([(NEW, (0, 1)), OSError(9, "Bad file descriptor")], True),
     ],
 )
 def test_what_counts(answers: list[object], heard: bool) -> None:
     assert heard_new_generation(FakeSocket(*answers)) is heard  # type: ignore[arg-type]
+
+
+def test_an_error_that_stays_ends_the_reading() -> None:
+    uevents = FakeSocket(*[OSError(9, "Bad file descriptor")] * 5)
+    assert heard_new_generation(uevents) is False  # type: ignore[arg-type]
+    assert len(uevents.answers) == 4, "it was read again"
 
 
 def test_what_is_not_permitted_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
