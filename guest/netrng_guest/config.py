@@ -13,8 +13,12 @@ DEFAULT_RATE = 100  # bytes per second
 SECTION = "netrng"
 RATE_FORMAT = 'bytes per second such as 100, "10KiB/s" or "2kB/s", or none'
 SINK_FORMAT = "rngd, kernel, pipe:PATH or stdout"
-_UNITS = {"": 1, "B": 1, "kB": 1000, "MB": 1000**2, "KiB": 1024, "MiB": 1024**2}
-_RATE = re.compile(r"(\d{1,12})\s*([a-zA-Z]*)(?:/s)?\Z", re.ASCII)
+# Rates are written as on the host (netrng_hostd.core.quota): case counts, a unit without "/s" is a size.
+_UNITS = {
+    "": 1, "B": 1, "kB": 10**3, "KiB": 1 << 10, "MB": 10**6, "MiB": 1 << 20, "GB": 10**9, "GiB": 1 << 30,
+}  # fmt: skip
+_AMOUNT = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,9}))? ?([A-Za-z]*)\Z")
+MAX_RATE = 1 << 40  # bytes per second
 
 
 class ConfigError(Exception):
@@ -34,11 +38,18 @@ def parse_rate(text: str) -> Optional[int]:
     """Bytes per second; None for "none".  Raises ValueError."""
     if text == "none":
         return None
-    match = _RATE.match(text)
-    if match is None or match.group(2) not in _UNITS:
+    amount = text.strip()
+    if amount.endswith("/s"):
+        amount = amount[:-2].strip()
+    elif not amount.isdigit():
         raise ValueError(text)
-    rate = int(match.group(1)) * _UNITS[match.group(2)]
-    if rate == 0:
+    match = _AMOUNT.match(amount)
+    if match is None or match.group(3) not in _UNITS:
+        raise ValueError(text)
+    decimals = match.group(2) or ""
+    scale: int = 10 ** len(decimals)
+    rate, fraction = divmod(int(match.group(1) + decimals) * _UNITS[match.group(3)], scale)
+    if fraction or not 1 <= rate <= MAX_RATE:
         raise ValueError(text)
     return rate
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from netrng_guest import config
 from netrng_guest.config import ConfigError, Settings, load, parse_rate
+from netrng_hostd.core import quota
 
 SHIPPED = Path(__file__).parents[2] / "conf" / "guest.conf"
 DEFAULTS = Settings(sink="rngd", channel=None, rate=100, window=4096)
@@ -68,7 +70,11 @@ def test_a_readers_pace_needs_no_rate(sink: str, rate: int | None, monkeypatch: 
         ("10 KiB/s", 10240),
         ("2kB/s", 2000),
         ("1MiB/s", 1 << 20),
-        ("1MB", 10**6),
+        ("1MB/s", 10**6),
+        ("1GiB/s", 1 << 30),
+        (" 1.5KiB/s ", 1536),
+        ("7/s", 7),
+        (str(1 << 40), 1 << 40),
         ("none", None),
     ],
 )
@@ -77,11 +83,28 @@ def test_rates(text: str, rate: int | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "-1", "1.5", "1e3", "KiB/s", "1kb/s", "1/m", "٣", "None", "9" * 13, "1 2"]
-)
+    "text",
+    ["", "0", "-1", "1.5", "1e3", "KiB/s", "1kb/s", "1/m", "٣", "²", "None", "9" * 13, "1 2", "10KiB", "5B",
+     "1MB", "0.5B/s", "1KB/s", "1K/s", "10KiB/s/s", "1\n0", str((1 << 40) + 1), "9" * 5000],
+)  # fmt: skip
 def test_what_is_no_rate(text: str) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(text) + "$"):
         parse_rate(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["100", "5B/s", "10 KiB/s", "10  KiB/s", "10KiB /s", "1.5KiB/s", "1.0", "1.0/s", "10KiB", "5B", "1kb/s",
+     "2000GiB/s", "/s", "7 /s", "1e3/s", "3MB/s", "0.001kB/s", "0.0001kB/s"],
+)  # fmt: skip
+def test_a_rate_is_written_as_on_the_host(text: str) -> None:
+    def read(parse: Callable[[str], int | None]) -> int | None:
+        try:
+            return parse(text)
+        except ValueError:
+            return None
+
+    assert read(parse_rate) == read(quota.parse_rate)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +113,10 @@ def test_what_is_no_rate(text: str) -> None:
         ("sinc = rngd", 'sinc: found "rngd", allowed keys are sink, channel, rate, window'),
         ("sink = syslog", 'sink: found "syslog", allowed is rngd, kernel, pipe:PATH or stdout'),
         ("sink = pipe:", 'sink: found "pipe:", allowed is rngd, kernel, pipe:PATH or stdout'),
+        (
+            "rate = 10KiB",
+            'rate: found "10KiB", allowed is bytes per second such as 100, "10KiB/s" or "2kB/s", or none',
+        ),
         (
             "rate = fast",
             'rate: found "fast", allowed is bytes per second such as 100, "10KiB/s" or "2kB/s", or none',
