@@ -25,7 +25,9 @@ PORT_NAME = "org.netrng.0"
 SYSFS = "/sys/class/virtio-ports"
 DEV = "/dev"
 READ_SIZE = 65536
-MAX_READ = 2 * READ_SIZE  # more than a window with its frames
+# A session's end must be seen together with all that came before it.  A window of 64 KiB in samples of 32
+# bytes is 2,048 frames of 64 bytes, 2 * READ_SIZE; HOLD (32 bytes) and PROBE (26) come on top.
+MAX_READ = 4 * READ_SIZE
 BUSY = "another program has it open (is a second netrng-guest running?)"
 _GONE = (errno.ENODEV, errno.ENXIO, errno.EIO, errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF)
 _NOT_NOW = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)

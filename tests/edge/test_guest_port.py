@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from netrng_guest import port
+from netrng_guest import port, wire
 from netrng_guest.port import BUSY, Port, PortError, find_port
 
 
@@ -117,6 +117,18 @@ def test_a_flood_is_read_in_bounded_pieces(tmp_path: Path, monkeypatch: pytest.M
             assert (len(data), connected, more) == (1200, True, True)
             assert not any(guest._buffer), "what was read is still in the buffer"
         guest.close()
+
+
+def test_a_window_of_the_smallest_samples_and_the_probe_behind_it_are_read_at_once(tmp_path: Path) -> None:
+    old, new = b"o" * 8, b"n" * 8
+    frames = [bytes(wire.encode_sample(old, start, bytearray(32))) for start in range(0, wire.MAX_WINDOW, 32)]
+    frames += [wire.encode(wire.Hold(old, wire.MAX_WINDOW)), wire.encode(wire.Probe(new, 1, 1))]
+    (tmp_path / "frames").write_bytes(b"".join(frames))
+    guest = Port()
+    guest.fd = os.open(tmp_path / "frames", os.O_RDONLY)
+    data, _, _ = guest.read_all()
+    guest.close()
+    assert bytes(data) == b"".join(frames), "the PROBE would come after its predecessor's bytes were used"
 
 
 def test_a_port_without_a_host_reads_as_not_connected(tmp_path: Path) -> None:
