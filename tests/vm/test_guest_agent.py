@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent on a real port and a real kernel: no host, a host, a second agent, a detached port, no seed."""
+"""The agent on a real port and a real kernel: no host, a host, a second agent, a detached port."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,31 +76,3 @@ def test_hostless_then_served_then_detached_and_attached(boot_vm: BootVM, pyz: P
     with connected(vm) as host:
         host.until(lambda: host.session.acked >= 64, "a seed through the new port", 60)
     assert "Traceback" not in vm.run("cat /run/main.out").out
-
-
-def test_a_kernel_without_a_seed_gets_one_and_keeps_nobody_waiting(boot_vm: BootVM, pyz: Path) -> None:
-    vm = boot_vm(
-        "unseeded",
-        files={AGENT: pyz},
-        cpu="<cpu mode='custom'><model>qemu64</model></cpu>",  # no RDRAND
-        kernel_args="random.trust_cpu=off random.trust_bootloader=off",
-        main=f"exec strace -f -e trace=getrandom,ioctl,openat -o /run/trace {RUN} run --sink kernel",
-        wait=False,
-    )
-    deadline = time.monotonic() + 60
-    while True:
-        path = vm.channel_socket()
-        if path is not None and path.exists():
-            break
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    with connected(vm) as host:
-        host.until(lambda: host.session.acked >= 64 + 2500, "seed and block", 90)
-    lines = vm.check("grep -E 'getrandom|RND|/dev/random' /run/trace").splitlines()
-    asked = [line for line in lines if "getrandom(" in line]
-    assert asked and all("GRND_NONBLOCK" in line for line in asked)
-    assert not any("/dev/random" in line for line in lines)
-    assert any("RNDADDENTROPY, {entropy_count=512, buf_size=64" in line for line in lines)
-    assert any(re.search(r"RNDRESEEDCRNG\)\s+= 0", line) for line in lines)
-    if not any("EAGAIN" in line for line in asked):
-        pytest.skip("this kernel had seeded itself before the agent began")
