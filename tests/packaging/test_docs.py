@@ -253,6 +253,16 @@ def test_the_host_is_forbidden_every_guest_module_but_the_wire_format() -> None:
     assert set(forbidden) == modules - {"netrng_guest.__init__", "netrng_guest.wire"}
 
 
+def test_every_host_module_but_the_hypervisor_package_is_forbidden_libvirt() -> None:
+    contracts = tomli.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (held,) = (c["source_modules"] for c in contracts if c["name"].startswith("only the hypervisor package"))
+    house = ROOT / "hostd/netrng_hostd"
+    there = {path.stem for path in house.glob("*.py")} | {
+        path.parent.name for path in house.glob("*/__init__.py")
+    }
+    assert sorted(held) == sorted(f"netrng_hostd.{name}" for name in there - {"__init__", "hypervisor"})
+
+
 def test_the_journey_is_the_same_everywhere() -> None:
     journeys = {line.strip("` ") for page in PAGES for line in text(page).splitlines() if "║" in line}
     assert len(journeys) == 1
