@@ -54,25 +54,3 @@ def test_a_manager_that_does_not_read_stops_nothing(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     with manager(address):
         assert not all(systemd.notify("WATCHDOG=1") for _ in range(100_000))
-
-
-@pytest.mark.parametrize(
-    ("usec", "pid", "expected"),
-    [
-        ("60000000", None, 30.0),
-        ("60000000", "own", 30.0),
-        ("60000000", "1", None),
-        ("0", None, None),
-        (None, None, None),
-        ("soon", None, None),
-    ],
-)
-def test_watchdog(
-    usec: str | None, pid: str | None, expected: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for key, value in (("WATCHDOG_USEC", usec), ("WATCHDOG_PID", pid)):
-        if value is None:
-            monkeypatch.delenv(key, raising=False)
-        else:
-            monkeypatch.setenv(key, str(os.getpid()) if value == "own" else value)
-    assert systemd.watchdog_interval_s() == expected

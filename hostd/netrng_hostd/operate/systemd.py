@@ -23,13 +23,3 @@ def notify(state: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def watchdog_interval_s() -> float | None:
-    """How often "WATCHDOG=1" is due: half of WatchdogSec=; None where nobody waits for it."""
-    try:
-        timeout_us = int(os.environ.get("WATCHDOG_USEC", ""))
-        meant = int(os.environ.get("WATCHDOG_PID", os.getpid()))
-    except ValueError:
-        return None
-    return timeout_us / 2e6 if timeout_us > 0 and meant == os.getpid() else None
