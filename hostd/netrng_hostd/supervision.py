@@ -7,7 +7,7 @@ import logging
 import time
 
 from netrng_hostd.config import SourceConfig
-from netrng_hostd.sources.identity import is_hwrng, is_virtual, rng_current
+from netrng_hostd.sources.identity import is_virtual
 from netrng_hostd.sources.reader import SourceReader, SourceState
 
 log = logging.getLogger("netrng.source")
@@ -16,16 +16,30 @@ STALL_NS = 5_000_000_000
 
 
 class SourceWatch:
-    """Call everything from the event loop; ``reader`` is set once it exists."""
+    """Call everything from the event loop; ``reader`` is set once it exists, before it starts.
+
+    Nothing here looks at the device: a kernel that waits for it would hold up all that the loop serves.
+    """
 
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
-        self.reader: SourceReader | None = None
+        self._reader: SourceReader | None = None
         self._reported = SourceState("starting")
         self._stalled = False
         self.since_ns = time.monotonic_ns()
-        self.rng_current = self._kernel_name()
-        self.virtual = is_virtual(self.rng_current)
+        self.rng_current: str | None = None
+        self.virtual = False
+        self._ever_named = False
+
+    @property
+    def reader(self) -> SourceReader | None:
+        return self._reader
+
+    @reader.setter
+    def reader(self, reader: SourceReader | None) -> None:
+        self._reader = reader
+        if reader is not None:
+            reader.named = self.named
 
     @property
     def state(self) -> SourceState:
@@ -36,9 +50,8 @@ class SourceWatch:
 
     def describe(self) -> str:
         """One line for the log."""
-        label = f", {self.rng_current}" if self.rng_current else ""
-        virtual = " (virtual: its host's word)" if self.virtual else ""
-        return f"{self.config.name} ({self.config.kind} {self.config.path}{label}{virtual})"
+        label = f", {self._label()}" if self.rng_current else ""
+        return f"{self.config.name} ({self.config.kind} {self.config.path}{label})"
 
     def state_changed(self, state: SourceState) -> None:
         """From the reader."""
@@ -46,24 +59,32 @@ class SourceWatch:
         self._stalled = False
         self._log_state()
 
+    def named(self, name: str | None) -> None:
+        """From the reader: the kernel's name for the device, when it is known and when it changes."""
+        if name == self.rng_current:
+            return
+        before = self._label()
+        self.rng_current, self.virtual = name, is_virtual(name)
+        if self._ever_named:
+            log.warning(
+                "source %s: the kernel's hardware RNG changed from %s to %s",
+                self.config.name, before, self._label(),
+            )  # fmt: skip
+        else:
+            self._ever_named = True
+            log.info("source %s: the kernel's hardware RNG is %s", self.config.name, self._label())
+
     def tick(self, now_ns: int) -> None:
-        """Notices a read that does not return and a device that the kernel replaced by another."""
-        since_ns = self.reader.read_since_ns if self.reader is not None else None
+        """Notices a read that does not return."""
+        since_ns = self._reader.read_since_ns if self._reader is not None else None
         stalled = since_ns is not None and now_ns - since_ns > STALL_NS
         if stalled != self._stalled:
             self._stalled = stalled
             self._log_state()
-        current = self._kernel_name()
-        if current != self.rng_current:
-            log.warning(
-                "source %s: the kernel's hardware RNG changed from %s to %s",
-                self.config.name, self.rng_current or "none", current or "none",
-            )  # fmt: skip
-            self.rng_current, self.virtual = current, is_virtual(current)
 
-    def _kernel_name(self) -> str | None:
-        # Other devices than this one are not behind the kernel's hw_random framework.
-        return rng_current() if is_hwrng(self.config.path) else None
+    def _label(self) -> str:
+        virtual = " (virtual: its host's word)" if self.virtual else ""
+        return f"{self.rng_current or 'none'}{virtual}"
 
     def _log_state(self) -> None:
         self.since_ns = time.monotonic_ns()

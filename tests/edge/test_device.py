@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from netrng_hostd.sources import SourceFailure
+from netrng_hostd.sources import SourceFailure, identity, make_source
 from netrng_hostd.sources.device import DeviceSource
 
 
@@ -73,4 +73,23 @@ def test_an_end_of_input_is_an_error() -> None:
     source.open()
     with pytest.raises(SourceFailure, match="cannot read /dev/null: end of input"):
         source.read_into(memoryview(bytearray(8)))
+    source.close()
+
+
+@pytest.mark.parametrize("kind", ["device", "prng"])
+def test_the_kernels_name_is_that_of_the_open_device(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current = tmp_path / "rng_current"
+    current.write_text("tpm-rng-0\n")
+    monkeypatch.setattr(identity, "RNG_CURRENT", current)
+    source = make_source(kind, "/dev/zero")
+    assert source.kernel_name() is None  # not open
+    source.open()
+    assert source.kernel_name() is None  # not behind hw_random
+    zero = Path("/dev/zero").stat().st_rdev
+    monkeypatch.setattr(identity, "HWRNG", (os.major(zero), os.minor(zero)))
+    assert source.kernel_name() == "tpm-rng-0"
+    current.write_text("none\n")
+    assert source.kernel_name() is None
     source.close()

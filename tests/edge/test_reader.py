@@ -72,6 +72,9 @@ class Script:
         view[: len(data)] = data
         return len(data)
 
+    def kernel_name(self) -> str | None:
+        return None
+
     def close(self) -> None:
         self.closed += 1
 

@@ -22,6 +22,12 @@ class Source(Protocol):
         Raises SourceFailure.
         """
 
+    def kernel_name(self) -> str | None:
+        """What the kernel has behind the open source now (identity.rng_current); None if it is not hw_random.
+
+        It may wait for a device that hangs.
+        """
+
     def close(self) -> None:
         """Closes it; harmless when it is not open."""
 

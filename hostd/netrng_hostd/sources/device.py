@@ -7,7 +7,7 @@ import os
 import time
 
 from netrng_hostd.sources.failure import SourceFailure
-from netrng_hostd.sources.identity import refuse_reason, refuse_status
+from netrng_hostd.sources.identity import kernel_name, refuse_reason, refuse_status
 
 EMPTY_S = 0.05
 
@@ -54,6 +54,9 @@ class DeviceSource:
         if count == 0:
             raise SourceFailure("error", f"cannot read {self._path}: end of input")
         return count
+
+    def kernel_name(self) -> str | None:
+        return kernel_name(self._fd)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -64,11 +64,28 @@ def is_hwrng(path: str) -> bool:
         status = Path(path).stat()
     except (OSError, ValueError):
         return False
+    return _is_hwrng(status)
+
+
+def _is_hwrng(status: os.stat_result) -> bool:
     return stat.S_ISCHR(status.st_mode) and (os.major(status.st_rdev), os.minor(status.st_rdev)) == HWRNG
 
 
+def kernel_name(fd: int) -> str | None:
+    """`rng_current`, if the open descriptor ``fd`` is the kernel's hardware RNG device. May wait for it."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    # Other devices than this one are not behind the kernel's hw_random framework.
+    return rng_current() if _is_hwrng(status) else None
+
+
 def rng_current() -> str | None:
-    """The name of the driver's device behind /dev/hwrng now; None if there is none. It can change."""
+    """The name of the driver's device behind /dev/hwrng now; None if there is none. It can change.
+
+    drivers/char/hw_random/core.c takes rng_mutex for the answer, so a device that hangs can hold it back.
+    """
     try:
         name = RNG_CURRENT.read_text(encoding="ascii", errors="replace").strip()
     except OSError:

@@ -9,6 +9,7 @@ import stat
 import time
 
 from netrng_hostd.sources.failure import SourceFailure
+from netrng_hostd.sources.identity import kernel_name
 
 POLL_S = 0.2
 
@@ -47,6 +48,9 @@ class PrngSource:
         if count == 0:
             time.sleep(POLL_S)  # poll() says "readable" at an end of input, at once and for ever
         return count
+
+    def kernel_name(self) -> str | None:
+        return kernel_name(self._fd)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -11,34 +11,16 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from netrng_hostd.core.health import Alarm, HealthTests, Verdict
+from netrng_hostd.core.health import HealthTests, Verdict
 from netrng_hostd.sources import Source, SourceFailure
+from netrng_hostd.sources.delivery import Delivery, Outbox, SourceState
 from netrng_hostd.sources.pace import CapacityMeter, ReadSize, Retry
 
+LOOK_NS = 1_000_000_000  # between two looks at what the kernel has behind the device
+WAKE_S = 1.0  # while there is no room: to look
 MAX_READ = 32768  # bytes in one read at most, so that a fast source leaves the loop room to breathe
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """What one read came to.  ``read == len(released) + discarded + (held - held before)``, in bytes."""
-
-    read: int
-    released: bytearray = field(repr=False)
-    discarded: int
-    held: int
-    alarm: Alarm | None
-
-
-@dataclass(frozen=True)
-class SourceState:
-    """One of the source states of docs/operating.md, with a line for a person."""
-
-    name: str
-    detail: str = ""
 
 
 class SourceReader:
@@ -61,8 +43,7 @@ class SourceReader:
     ) -> None:
         self._source = source
         self._health = health
-        self._loop = loop
-        self._deliver = deliver
+        self._outbox = Outbox(loop, deliver)
         self._state_changed = state_changed
         self._failed = failed
         self._clock = clock
@@ -75,10 +56,13 @@ class SourceReader:
         self._total_read = 0
         self._stopping = False
         self._keeping = threading.Lock()  # for the bytes held in the health tests and those on their way
-        self._on_their_way: deque[Delivery] = deque()
         # A read that never returns must not keep the process: the thread is a daemon thread.
         self._thread = threading.Thread(target=self._run, name="netrng-source", daemon=True)
         self.read_since_ns: int | None = None  # since when no byte has come although it may
+        # Told the kernel's name for the device (identity.rng_current) when it is known and when it changes.
+        self.named: Callable[[str | None], None] = lambda _name: None
+        self._name: str | None = None
+        self._looked_ns: int | None = None  # None: the device was just opened
 
     def start(self) -> None:
         self._thread.start()
@@ -106,7 +90,7 @@ class SourceReader:
         self._thread.join(timeout_s)
         with self._keeping:
             self._health.restart()
-            self._wipe_undelivered()
+            self._outbox.wipe()
         return not self.alive
 
     def _run(self) -> None:
@@ -124,13 +108,22 @@ class SourceReader:
 
     def _read_until_failure(self) -> None:
         try:
-            self._source.open()
+            self._open()
             self._read_until_stopped()
         except SourceFailure as failure:
             self._report(SourceState(failure.state, failure.detail))
             self._forget_held()
         finally:
             self._source.close()
+
+    def _open(self) -> None:
+        self._looked_ns = None
+        try:
+            self._source.open()
+        except SourceFailure as failure:
+            if failure.state == "absent":
+                self._report_name(None)
+            raise
 
     def _read_until_stopped(self) -> None:
         with memoryview(bytearray(self._size.maximum)) as buffer:
@@ -178,11 +171,27 @@ class SourceReader:
 
     def _room(self) -> int:
         """How much may be read now, in bytes; waits for it; 0 when stopping."""
-        with self._permitted:
-            if self._allowance <= self._total_read and not self._stopping:
+        while True:
+            self._look()
+            with self._permitted:
+                if self._stopping:
+                    return 0
+                if (room := self._allowance - self._total_read) > 0:
+                    return room
                 self.capacity.waited()
-                self._permitted.wait_for(lambda: self._stopping or self._allowance > self._total_read)
-            return 0 if self._stopping else self._allowance - self._total_read
+                self._permitted.wait(WAKE_S)
+
+    def _look(self) -> None:
+        """The kernel's answer may wait for a device that hangs (rng_mutex), so the loop must not ask."""
+        now_ns = self._clock()
+        if self._looked_ns is not None and now_ns - self._looked_ns < LOOK_NS:
+            return
+        since_ns = self.read_since_ns
+        if since_ns is None:
+            self.read_since_ns = now_ns
+        self._report_name(self._source.kernel_name())
+        self.read_since_ns = since_ns
+        self._looked_ns = self._clock()
 
     def _wait(self, wait_ns: int) -> None:
         with self._permitted:
@@ -198,27 +207,22 @@ class SourceReader:
                 self._hand_over(Delivery(0, bytearray(), discarded, 0, None))
 
     def _hand_over(self, delivery: Delivery) -> None:
-        # Kept here and not in the loop's callback: what the loop does not come to can still be wiped.
-        self._on_their_way.append(delivery)
-        self._post(self._deliver_next)
-
-    def _deliver_next(self) -> None:
-        if self._on_their_way:
-            self._deliver(self._on_their_way.popleft())
-
-    def _wipe_undelivered(self) -> None:
-        while self._on_their_way:
-            released = self._on_their_way.popleft().released
-            released[:] = bytes(len(released))
+        if not self._outbox.send(delivery):
+            self._stopping = True
 
     def _report(self, state: SourceState) -> None:
         if state != self._state:
             self._state = state
             self._post(self._state_changed, state)
 
+    def _report_name(self, name: str | None) -> None:
+        if name != self._name:
+            self._name = name
+            self._post(self.named, name)
+
     def _post(self, callback: Callable[..., None], *args: object) -> None:
-        try:
-            self._loop.call_soon_threadsafe(callback, *args)
-        except RuntimeError:  # the loop has closed: the daemon is gone
-            self._stopping = True
-            self._wipe_undelivered()
+        if not self._outbox.post(callback, *args):
+            self._stopping = True  # the daemon is gone
+
+
+__all__ = ["Delivery", "SourceReader", "SourceState"]

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the loop knows of a source, without ever looking at the device itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from netrng_hostd.config import SourceConfig
+from netrng_hostd.core.health import HealthTests
+from netrng_hostd.sources import SourceFailure
+from netrng_hostd.sources.reader import LOOK_NS, SourceReader, SourceState
+from netrng_hostd.supervision import STALL_NS, SourceWatch
+
+
+class Device:
+    """A device whose name in the kernel a test chooses; it has nothing to read."""
+
+    def __init__(self) -> None:
+        self.name: str | None = "tpm-rng-0"
+        self.absent = False
+        self.broken = False
+        self.hangs = threading.Event()
+        self.answers = threading.Event()
+        self.looks: list[threading.Thread] = []
+
+    def open(self) -> None:
+        if self.absent:
+            raise SourceFailure("absent", "cannot open /dev/hwrng: No such file or directory")
+
+    def read_into(self, view: memoryview) -> int:
+        time.sleep(0.001)
+        if self.broken:
+            self.broken = False
+            raise SourceFailure("error", "cannot read /dev/hwrng: Input/output error")
+        return 0
+
+    def kernel_name(self) -> str | None:
+        self.looks.append(threading.current_thread())
+        if self.hangs.is_set():
+            assert self.answers.wait(10.0)
+        return self.name
+
+    def close(self) -> None:
+        pass
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_ns = 1_000_000_000
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+async def until(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + deadline_s
+    while not condition():
+        assert loop.time() < end, "condition not met before the deadline"
+        await asyncio.sleep(0.002)
+
+
+class Watched:
+    """A watch, its reader, and what they share, inside a running loop."""
+
+    def __init__(self, allowance: int = 1 << 20) -> None:
+        self.device, self.clock = Device(), Clock()
+        self.watch = SourceWatch(SourceConfig("hwrng", "device", "/dev/hwrng", 8.0))
+        self._allowance = allowance
+
+    def __enter__(self) -> Watched:
+        self.reader = SourceReader(
+            self.device, HealthTests(), asyncio.get_running_loop(), deliver=lambda _delivery: None,
+            state_changed=self.watch.state_changed, clock=self.clock,
+        )  # fmt: skip
+        self.watch.reader = self.reader
+        self.reader.start()
+        self.reader.allow(self._allowance)
+        return self
+
+    async def next_look(self) -> None:
+        seen = len(self.device.looks)
+        self.clock.now_ns += LOOK_NS
+        await until(lambda: len(self.device.looks) > seen)
+
+    def __exit__(self, *_: object) -> None:
+        self.device.answers.set()
+        assert self.reader.stop(5.0)
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+    with caplog.at_level(logging.INFO, "netrng.source"):
+        yield lambda: [record.getMessage() for record in caplog.records if record.name == "netrng.source"]
+
+
+def test_the_loop_never_looks_at_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+
+    def look(path: Path, *_: object, **__: object) -> str:
+        looked.append(str(path))
+        raise OSError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", look)
+        patched.setattr(Path, "read_text", look)
+        watch = SourceWatch(SourceConfig("hwrng", "device", "/dev/hwrng", 8.0))
+        watch.tick(1)
+    assert not looked
+
+
+@pytest.mark.parametrize("allowance", [1 << 20, 0], ids=["reading", "waiting for room"])
+def test_a_change_is_seen_within_a_second_and_said_once(
+    allowance: int, lines: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netrng_hostd.sources.reader.WAKE_S", 0.005)
+
+    async def scenario() -> None:
+        with Watched(allowance) as it:
+            await until(lambda: it.watch.rng_current == "tpm-rng-0")
+            assert "virtual" not in it.watch.describe()
+            it.device.name = "virtio_rng.0"
+            it.clock.now_ns += LOOK_NS
+            await until(lambda: it.watch.rng_current == "virtio_rng.0")
+            assert it.watch.virtual
+            assert "/dev/hwrng, virtio_rng.0 (virtual: its host's word)" in it.watch.describe()
+            for _ in range(3):
+                await it.next_look()
+                it.watch.tick(it.clock.now_ns)
+            assert threading.main_thread() not in it.device.looks
+
+    asyncio.run(scenario(), debug=True)
+    assert lines() == [
+        "source hwrng: the kernel's hardware RNG is tpm-rng-0",
+        "source hwrng: the kernel's hardware RNG changed from tpm-rng-0 "
+        "to virtio_rng.0 (virtual: its host's word)",
+    ]
+
+
+def test_there_is_one_look_a_second_at_most_and_one_at_each_opening() -> None:
+    async def scenario() -> None:
+        with Watched() as it:
+            await until(lambda: len(it.device.looks) == 1)
+            it.clock.now_ns += LOOK_NS - 1
+            it.device.broken = True
+            await until(lambda: not it.device.broken)  # some reads, and no second look before the failure
+            assert len(it.device.looks) == 1
+            await until(lambda: len(it.device.looks) == 2)  # the retry
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_what_is_gone_has_no_name(lines: Callable[[], list[str]]) -> None:
+    async def scenario() -> None:
+        with Watched() as it:
+            await until(lambda: it.watch.rng_current == "tpm-rng-0")
+            it.device.absent = it.device.broken = True
+            await until(lambda: it.watch.state.name == "absent")
+            assert it.watch.rng_current is None
+
+    asyncio.run(scenario(), debug=True)
+    assert "source hwrng: the kernel's hardware RNG changed from tpm-rng-0 to none" in lines()
+
+
+def test_a_kernel_that_does_not_answer_is_a_stalled_source_and_holds_nobody_up(
+    lines: Callable[[], list[str]],
+) -> None:
+    async def scenario() -> None:
+        it = Watched(allowance=0)  # nothing may be read: what does not return is the look
+        it.device.hangs.set()
+        with it:
+            await until(lambda: bool(it.device.looks))
+            for _ in range(2):
+                it.watch.tick(it.clock.now_ns + STALL_NS + 1)
+                assert it.watch.state.name == "stalled"
+            it.device.answers.set()
+            await until(lambda: it.watch.rng_current == "tpm-rng-0")
+            await until(lambda: it.reader.read_since_ns is None)
+            it.watch.tick(it.clock.now_ns + STALL_NS + 1)
+            assert it.watch.state == SourceState("starting")
+
+    asyncio.run(scenario(), debug=True)
+    assert lines() == [
+        "source hwrng: stalled: no byte from /dev/hwrng for 5 s",
+        "source hwrng: the kernel's hardware RNG is tpm-rng-0",
+        "source hwrng: starting",
+    ]
