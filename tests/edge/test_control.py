@@ -272,6 +272,23 @@ def test_who_asks_in_a_loop_costs_a_tenth_of_the_time(path: str) -> None:
     assert daemon.made * daemon.cost_s <= 0.1 * elapsed_s + daemon.cost_s
 
 
+def test_answers_leave_at_a_bounded_rate(path: str) -> None:
+    now_s = 50.0
+    server = ControlServer(path, lambda: STATUS, clock=lambda: now_s)
+    assert [server._turn(control.RATE // 4) for _ in range(4)] == [0.0, 0.25, 0.5, 0.75]
+    now_s = 50.75
+    assert server._turn(control.RATE // 4) == 0.25
+    now_s = 60.0
+    assert server._turn(1) == 0.0
+
+
+def test_an_answer_waits_for_its_turn(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ControlServer, "_turn", lambda _self, _n_bytes: 3600.0)
+    serve(
+        path, lambda: say(path, b'{"command": "status"}\n') == b"" or pytest.fail("at once"), timeout_s=0.05
+    )
+
+
 # The client's side
 
 

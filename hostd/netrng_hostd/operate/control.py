@@ -3,7 +3,7 @@
 
 The only request is {"command": "status"}; nothing can be changed here. Whoever may connect (0660, root and
 group netrng) costs bounded memory and time: an answer is given again for ten times as long as it took to
-make, half a second at most.
+make, half a second at most, and all answers together leave at a bounded rate.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ TIMEOUT_S = 5.0  # for a request to come, and for an answer to be taken
 # and where an answer is cheap it is as good as new.
 REST = 10
 MAX_AGE_S = 0.5
+RATE = 16 << 20  # bytes per second of all answers together: handing them to the kernel takes time too
 
 
 class NoDaemon(Exception):
@@ -60,6 +61,7 @@ class ControlServer:
         self._clock = clock
         self._told = b""
         self._told_until_s = -math.inf
+        self._free_s = -math.inf
         self._server: asyncio.AbstractServer | None = None
         self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._closing = False
@@ -105,6 +107,7 @@ class ControlServer:
             line = b""
         # With a high-water mark of 0, drain() returns when all of the answer is in the kernel.
         writer.transport.set_write_buffer_limits(high=0)
+        await asyncio.sleep(self._turn(len(self._told)))  # about as long as this one will be
         writer.write(self._reply(line))
         await writer.drain()
 
@@ -116,6 +119,13 @@ class ControlServer:
         if request == {"command": "status"}:
             return self._status()
         return _line(json.dumps({"error": 'not understood; allowed: {"command": "status"}'}))
+
+    def _turn(self, n_bytes: int) -> float:
+        """In how many seconds an answer of so many bytes may leave."""
+        now_s = self._clock()
+        turn_s = max(now_s, self._free_s)
+        self._free_s = turn_s + n_bytes / RATE
+        return turn_s - now_s
 
     def _status(self) -> bytes:
         begun_s = self._clock()
