@@ -13,7 +13,7 @@ from typing import List, Optional, Union
 
 from . import __version__
 from .config import Settings
-from .demand import BLOCK_SIZE, Demand
+from .demand import BLOCK_SIZE, SECOND_NS, Demand
 from .generation import heard_new_generation
 from .kernel import KernelPool
 from .line import Line
@@ -27,6 +27,7 @@ from .stock import Stock
 from .wire import SEED_SIZE, wipe
 
 MIN_RNGD_WINDOW = BLOCK_SIZE + SEED_SIZE
+FIRST_RETRY_NS, MAX_RETRY_NS = SECOND_NS, 60 * SECOND_NS  # from a seed that the kernel refused to the next
 
 
 class Agent:
@@ -50,6 +51,8 @@ class Agent:
         self._stock = Stock(self._window)
         self._demand: Optional[Demand] = None  # of the open session
         self._delivered = 0  # bytes of the open session that arrived
+        self._seed_ns: Optional[int] = None  # when to ask for another seed, after a refused one
+        self._seed_gap_ns = FIRST_RETRY_NS
         self._reported = ("", "", 0)
         self._copied = False
         self.taken = 0  # bytes that kernel and sink took, of all sessions
@@ -117,7 +120,10 @@ class Agent:
         except OSError as error:
             self._session.lose(size, event.session)
             self._note("the kernel did not take the seed: {}".format(error.strerror), now_ns)
+            self._seed_ns = now_ns + self._seed_gap_ns
+            self._seed_gap_ns = min(2 * self._seed_gap_ns, MAX_RETRY_NS)
         else:
+            self._seed_gap_ns = FIRST_RETRY_NS
             self._session.ack(size, event.session)
             self.taken += size
             told = "credited and reseeded" if reseeded else "credited; this kernel cannot be told to reseed"
@@ -133,6 +139,7 @@ class Agent:
         self._sink.flush(now_ns)
         self._delivered = 0
         self._demand = None
+        self._seed_ns = None
         if isinstance(event, SessionEnded):
             self._note("session ended: " + event.reason, now_ns)
             return
@@ -160,6 +167,9 @@ class Agent:
     def _ask(self, now_ns: int) -> None:
         if self._demand is None:
             return
+        if self._seed_ns is not None and now_ns >= self._seed_ns:
+            self._seed_ns = None
+            self._session.seed_again()
         needed = self._sink.needed and max(self._sink.needed - len(self._stock), 0)
         wanted = self._demand.ask(now_ns, self._delivered, self._session.outstanding, needed)
         self._session.grant(self._session.received + wanted)
@@ -183,7 +193,7 @@ class Agent:
         line_ns = self._line.next_ns(now_ns)
         if line_ns == now_ns:
             return now_ns
-        due = [line_ns, self._sink.next_ns()]
+        due = [line_ns, self._sink.next_ns(), self._seed_ns]
         if self._line.host:
             due += [self._session.next_tick_ns, self._line.knock_ns]
         if self._demand is not None:

@@ -21,7 +21,7 @@ KNOCKING, OPENING, OPEN, CLOSED = "knocking", "opening", "open", "closed"
 
 
 class SessionOpened(NamedTuple):
-    """A session is open.  Its first Data event is the seed."""
+    """A session is open.  Its first Data event is the seed, and so is the one after ``seed_again``."""
 
     max_window: int
     session: bytes
@@ -134,6 +134,11 @@ class GuestSession:
         if self.state == OPEN and session in (None, self.session):
             self.ack(n, session)
             self.lost += n
+
+    def seed_again(self) -> None:
+        """The kernel did not take the seed: the next 64 bytes that arrive are one."""
+        if self.state == OPEN and self._seed_have is None:
+            self._seed_have = 0
 
     def status(self, status: wire.StatusDict) -> None:
         """What the host is told of the agent: soon when more than a number changed, with the keep-alive else.

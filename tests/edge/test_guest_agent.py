@@ -158,6 +158,43 @@ def test_a_kernel_that_refuses_the_seed_loses_it(tmp_path: Path) -> None:
         assert rig.host.session.acked + rig.host.session.lost == 64
 
 
+def test_a_seed_that_the_kernel_refused_is_followed_by_another_in_the_same_session(tmp_path: Path) -> None:
+    pool = FakePool(OSError(5, "Input/output error"))
+    with Rig(tmp_path, keeper, pool=pool) as rig:
+        rig.settle()
+        assert isinstance(rig.sink, Keeper)
+        assert rig.sink.held == stream(64, 2500)
+        pool.error = None
+        rig.settle()
+        assert not pool.given, "without waiting"
+        rig.pass_s(1.5)
+        assert len(pool.given) == 64
+        assert pool.reseeds == 1
+        rig.pass_s(60)
+        assert len(pool.given) == 64, "one seed is enough"
+        came = stream(0, rig.host.spent)
+        place = came.index(pool.given)
+        assert rig.sink.held == came[64:place] + came[place + 64 :]
+        rig.sink.pass_on()
+        rig.settle()
+        assert len(rig.host.kinds(Opened)) == 1
+        assert rig.host.session.lost == 64
+        assert rig.host.session.acked == 64 + len(rig.sink.passed)
+
+
+def test_a_kernel_that_refuses_every_seed_costs_one_a_minute(tmp_path: Path) -> None:
+    with Rig(tmp_path, keeper, pool=FakePool(OSError(5, "Input/output error"))) as rig:
+        rig.settle()
+        assert isinstance(rig.sink, Keeper)
+        for _ in range(60):
+            rig.pass_s(10)
+            rig.sink.pass_on()
+            rig.settle(4)
+        assert 10 * 64 <= rig.host.session.lost <= 17 * 64
+        assert len(rig.sink.passed) > 50_000, "the sink goes without"
+        assert len(rig.host.kinds(Opened)) == 1
+
+
 @pytest.mark.parametrize(
     ("can_reseed", "told"),
     [(True, "credited and reseeded\n"), (False, "credited; this kernel cannot be told to reseed\n")],

@@ -243,6 +243,22 @@ def test_the_seed_arrives_through_the_smallest_window() -> None:
     assert len(bench.sample(4999, 1)) == 1
 
 
+def test_after_a_refused_seed_the_next_64_bytes_are_one() -> None:
+    bench = Bench().seeded(100)
+    bench.guest.seed_again()
+    bench.sample(64, 36, 1)
+    assert bench.guest.outstanding == 0, "half a seed is nobody's yet"
+    assert bench.output() == [Grant(H, 128, 64, 0)]  # asked for, whatever the agent asks for
+    bench = Bench().seeded(4096)
+    bench.guest.seed_again()
+    bench.sample(64, 36, 1)
+    assert bench.sample(100, 40, 2) == [
+        Data(bytearray(b"\1" * 36 + b"\2" * 28), True, H),
+        Data(bytearray(b"\2" * 12), False, H),
+    ]
+    assert bench.guest.outstanding == 76
+
+
 def test_half_a_seed_is_overwritten_when_the_session_ends() -> None:
     bench = Bench().open()
     bench.sample(0, 63, 0xFF)
