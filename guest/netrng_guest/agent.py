@@ -51,6 +51,7 @@ class Agent:
         self._stock = Stock(self._window)
         self._demand: Optional[Demand] = None  # of the open session
         self._delivered = 0  # bytes of the open session that arrived
+        self._seeded = False  # the kernel was given a seed, or refused one
         self._seed_ns: Optional[int] = None  # when to ask for another seed, after a refused one
         self._seed_gap_ns = FIRST_RETRY_NS
         self._reported = ("", "", 0)
@@ -132,6 +133,7 @@ class Agent:
             self._note("{} bytes for the kernel, {}".format(size, told), now_ns)
         finally:
             wipe(event.data)
+            self._seeded = self._seeded or event.seed
 
     def _drop(self, event: Union[SessionOpened, SessionEnded], now_ns: int) -> None:
         """One session's bytes never reach another's."""
@@ -152,7 +154,8 @@ class Agent:
             )
 
     def _feed(self, now_ns: int) -> None:
-        self._sink.tick(now_ns)
+        if self._seeded or not self._sink.waits_for_seed:
+            self._sink.tick(now_ns)
         while True:  # at least once: an rngd may have been left a whole block by another
             with self._stock.view() as view:
                 n = self._sink.offer(view, now_ns)

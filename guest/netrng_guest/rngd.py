@@ -33,6 +33,7 @@ class RngdSink(Sink):
 
     name = "rngd"
     piece = BLOCK_SIZE
+    waits_for_seed = True  # rngd --help, --version and -l are run
 
     def __init__(self, loop: Loop, log: Log, find: Callable[[], Optional[str]] = variants.find_rngd) -> None:
         super().__init__()

@@ -28,6 +28,7 @@ class Sink:
 
     name = ""
     piece = 1  # bytes that it takes at once
+    waits_for_seed = False  # its ``tick`` may take seconds, which the kernel's seed must not wait for
 
     def __init__(self) -> None:
         self.state = "starting"

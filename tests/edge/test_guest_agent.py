@@ -18,6 +18,7 @@ from netrng_guest.line import MAX_LOOK_NS
 from netrng_guest.log import Log
 from netrng_guest.loop import Loop
 from netrng_guest.port import Port
+from netrng_guest.rngd import RngdSink
 from netrng_guest.sink import Sink
 
 
@@ -156,6 +157,40 @@ def test_a_kernel_that_refuses_the_seed_loses_it(tmp_path: Path) -> None:
         rig.settle()
         assert rig.host.session.lost == 64
         assert rig.host.session.acked + rig.host.session.lost == 64
+
+
+class Diary(FakePool):
+    """Writes down when it is given something."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def credit(self, data: bytearray) -> None:
+        super().credit(data)
+        with self.path.open("a") as file:
+            file.write("seed\n")
+
+
+def test_the_seed_does_not_wait_for_a_slow_rngd_to_say_what_it_is(tmp_path: Path) -> None:
+    rngd, diary = tmp_path / "rngd", tmp_path / "diary"
+    rngd.write_text(f'#!/bin/sh\necho "rngd $1" >>{diary}\nsleep 0.3\n')
+    rngd.chmod(0o755)
+
+    def find() -> str:
+        with diary.open("a") as file:
+            file.write("looked for\n")
+        return str(rngd)
+
+    def slow(loop: Loop) -> Sink:
+        return RngdSink(loop, lambda line: None, find)
+
+    with Rig(tmp_path, slow, pool=Diary(diary)) as rig:
+        for n in range(100):
+            rig.agent.step(rig.now_ns + n * 10**9)
+        assert not diary.exists(), "rngd was looked for without a session"
+        rig.until(lambda: rig.sink.state == "absent", "rngd is looked for")
+    assert diary.read_text().splitlines() == ["seed", "looked for", "rngd --help", "rngd --version"]
 
 
 def test_a_seed_that_the_kernel_refused_is_followed_by_another_in_the_same_session(tmp_path: Path) -> None:
