@@ -21,8 +21,8 @@ SOURCE_STATES = {
     "healthy": "delivers bytes that pass the health tests",
     "absent": "there is no such device, or nothing behind it",
     "denied": "this user may not read it",
-    "stalled": "a read does not return, or the kernel does not say what is behind the device",
-    "failed": "the health tests raised a second alarm within an hour; nothing of it is used",
+    "stalled": "a read does not return",
+    "failed": "a health test raised its alarm again and again; nothing of it is used",
     "error": "reading fails",
 }
 DOMAIN_STATES = {
