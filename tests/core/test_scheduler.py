@@ -249,7 +249,7 @@ def test_any_mix_gets_its_clamped_max_min_share(data: st.DataObject) -> None:
         quota = Quota(reservation=reservation, weight=weight, limit=limit, burst=64)
         host.add(f"vm{i}", quota)
         # Only now, and so not full: a bucket that was saved up would blur the picture.
-        quotas[f"vm{i}"] = replace(quota, burst=256)
+        quotas[f"vm{i}"] = replace(quota, burst=512)
         host.scheduler.set_quota(f"vm{i}", quotas[f"vm{i}"], host.now)
     host.run(seconds)
     limited = sum(quota.limit is not None for quota in quotas.values())
