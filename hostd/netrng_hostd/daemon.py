@@ -131,6 +131,7 @@ class Daemon:
             asyncio.get_running_loop(),
             deliver=self._deliver,
             state_changed=self.source_watch.state_changed,
+            failed=lambda error: self._fail("the source's reader", error),
             max_read=max(64, min(32768, self.reservoir.room // 4)),
         )
         self.source_watch.reader = reader
@@ -190,9 +191,12 @@ class Daemon:
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
-            log.critical("%s has ended: %s", task.get_name(), where_raised(task.exception()))
-            self.failed = True
-            self._stop.set()
+            self._fail(task.get_name(), task.exception())
+
+    def _fail(self, what: str, error: BaseException | None) -> None:
+        log.critical("%s has ended: %s", what, where_raised(error))
+        self.failed = True
+        self._stop.set()
 
     def _uri_changed(self, state: UriState) -> None:
         self.uris[state.uri] = state

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import psutil
 
 from netrng_hostd import __version__
+from netrng_hostd.channels.channel import Channel
 from netrng_hostd.config import Config
 from netrng_hostd.core.ledger import Ledger, LedgerError
 from netrng_hostd.discovery.watcher import UriState
@@ -151,7 +152,13 @@ def _domain(entry: Entry, dispatcher: Dispatcher, meters: Meters) -> DomainStatu
         quota=quota.name,
         in_flight=counts.in_flight,
         seeds=dispatcher.seeds.get(entry.uuid, 0),
+        last_heard=_heard(channel),
     )
+
+
+def _heard(channel: Channel) -> float | None:
+    heard_ns = channel.session.last_heard_ns
+    return None if heard_ns is None or channel.state != "open" else _wall(heard_ns)
 
 
 def _wall(monotonic_ns: int) -> float:

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A stand-in for rngd whose misbehaviour is the first word of the file ``mode`` beside it.
 
-good | parked | deaf (also to SIGTERM) | dies CODE | rejects | gives-up | denied | upstream N (a version 6 that reads N bytes first)
+good | parked | deaf (also to SIGTERM) | dies CODE | rejects | gives-up | denied |
+upstream N (a version 6 that reads N bytes first)
 """
 
 from __future__ import annotations

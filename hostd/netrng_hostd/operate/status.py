@@ -61,7 +61,8 @@ class SourceStatus:
 
 @dataclass(frozen=True)
 class DomainStatus:
-    """One domain's channel. ``kind``: virtio, xen or static; ``agent``: what the guest says of itself."""
+    """One domain's channel. ``kind``: virtio, xen or static; ``agent``: what the guest says of itself;
+    ``last_heard``: of the agent, in the session that is open."""
 
     name: str
     uuid: str
@@ -84,6 +85,7 @@ class DomainStatus:
     quota: str = ""
     in_flight: int = 0
     seeds: int = 0
+    last_heard: float | None = None
 
 
 @dataclass(frozen=True)
