@@ -51,10 +51,12 @@ class Jobs:
             self._send(job, script)
         return job
 
-    def answer(self, job: str, script: str, deadline_s: float) -> tuple[int, bytes] | None:
+    def answer(
+        self, job: str, script: str, deadline_s: float, repeat: bool = True
+    ) -> tuple[int, bytes] | None:
         """The job's exit code and output, None if there is none within `deadline_s`."""
         deadline = time.monotonic() + deadline_s
-        repeat = time.monotonic() + _REPEAT_S
+        due = time.monotonic() + _REPEAT_S
         while True:
             with self._lock:
                 self._receive()
@@ -63,10 +65,10 @@ class Jobs:
                 now = time.monotonic()
                 if now >= deadline:
                     return None
-                if now >= repeat:
+                if repeat and now >= due:
                     self._send(job, script)
                     # A long script takes the guest's shell a while to read.
-                    repeat = now + _REPEAT_S + len(script) / 4000
+                    due = now + _REPEAT_S + len(script) / 4000
             time.sleep(0.005)
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from bed.packages import Artefacts, BedError
 __all__ = ["CHANNEL", "CHANNEL_XML", "VM", "BedTimeout", "Job"]
 
 BOOT_S = 90.0
+SETTLE_S = 30.0
 _T = TypeVar("_T")
 
 
@@ -167,6 +168,7 @@ class VM:
 
     def save(self, path: Path) -> None:
         """Saves memory and state to `path` (in a folder of the run's unprivileged user) and stops it."""
+        self._settle_line()
         self.domain.save(str(path))
 
     def restore(self, path: Path, host: PrivateLibvirtd | None = None) -> None:
@@ -186,6 +188,7 @@ class VM:
 
     def migrate(self, target: PrivateLibvirtd) -> None:
         """Migrates it live to `target`; this object then stands for the guest there."""
+        self._settle_line()
         source = self.domain
         migratable = source.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE)
         parameters = {
@@ -283,6 +286,16 @@ class VM:
     def _line(self) -> Path | None:
         path = self._line_on(self.host)
         return path if path.exists() else None
+
+    def _settle_line(self) -> None:
+        """Waits until the guest sends no answer, not even one for the second time because it was slow.
+
+        QEMU 7.2 can lose the serial port's interrupt when the machine moves while it sends; Linux then waits
+        for it for ever, and so would every later job.
+        """
+        if self.domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
+            script = "while ps | grep -q '[b]ed/answer'; do sleep 0.05; done"
+            self.jobs.answer(self.jobs.submit(script), script, SETTLE_S, repeat=False)
 
     def _moved(self, xml: str, target: PrivateLibvirtd) -> str:
         """The domain's XML with its console and job line in `target`'s folder."""

@@ -18,9 +18,12 @@ from typing import Any
 from bed.libvirtd import PrivateLibvirtd
 from bed.vm import VM
 from tests.edge.rig import Hostd
-from tests.vm.rig import TRACE, hostd_config
+from tests.vm.rig import TRACE, hostd_config, wait_for_credits
 
 from netrng_guest import wire
+
+WINDOW = 4096
+BLOCK_CREDITS = 39  # what rng-tools5 credits of a block
 
 # Run in the guest, so that only what matters crosses the serial line: PID, what was done, with which bytes.
 _EXCERPT = f"""
@@ -114,6 +117,27 @@ def diary(vm: VM) -> Diary:
         else:
             sessions[-1].reseeds += 1
     return Diary(sessions, list(rngd.values()))
+
+
+def park_a_window(hostd: Hostd, vm: VM) -> int:
+    """Stops the guest's rngd and waits until all is full; the bytes acknowledged then."""
+    vm.check("kill -STOP $(pidof rngd)")
+    vm.wait_for(lambda: at(hostd, vm.host.uri)["in_flight"] == WINDOW, 60, "a full window")
+    return int(at(hostd, vm.host.uri)["bytes_acked"])
+
+
+def assert_dropped(vm: VM, old: Diary, parked: bytes) -> Diary:
+    """Lets rngd go on: it takes a block of the new session, and nothing that was ``parked`` in an old one."""
+    vm.check("kill -CONT $(pidof rngd)")
+    wait_for_credits(vm, len(old.sessions) + len(old.credits) + 1 + BLOCK_CREDITS)
+    seen = diary(vm)
+    assert [one.name for one in seen.sessions[:-1]] == [one.name for one in old.sessions]
+    assert seen.sessions[:-1] == old.sessions, "nothing more of an old session arrives, or is credited"
+    seen.last.assert_seeded()
+    since = seen.credits[len(old.credits) :]
+    assert not any(piece[:16] in parked for piece in since), "a byte that was parked was handed on"
+    assert any(piece in seen.last.data for piece in since)
+    return seen
 
 
 def at(hostd: Hostd, uri: str) -> dict[str, Any]:

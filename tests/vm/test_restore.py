@@ -13,11 +13,9 @@ from bed.libvirtd import PrivateLibvirtd
 from bed.vm import VM
 from tests.edge.rig import Hostd, fed_fifo, wait_for
 from tests.streams import assert_disjoint, stream
-from tests.vm.diary import Diary, at, diary, hostd_for
+from tests.vm.diary import BLOCK_CREDITS, WINDOW, Diary, assert_dropped, at, diary, hostd_for, park_a_window
 from tests.vm.rig import BootVM, boot_with_agent, wait_for_credits
 
-WINDOW = 4096
-BLOCK_CREDITS = 39  # what rng-tools5 credits of a block
 _RANDOM = "head -c 16 /dev/urandom | od -t x1"
 
 
@@ -33,10 +31,7 @@ def test_one_saved_image_restored_twice_and_as_two_clones_at_once(
         hostd.start()
         guest = boot_with_agent(boot_vm, "saved", arguments="--rate 4kB/s", memory_mib=192)
         wait_for_credits(guest, BLOCK_CREDITS)
-        # As much as can be parked is parked: the pipe to rngd and the agent's stock are full.
-        guest.check("kill -STOP $(pidof rngd)")
-        guest.wait_for(lambda: at(hostd, libvirtd.uri)["in_flight"] == WINDOW, 60, "a full window")
-        acked = at(hostd, libvirtd.uri)["bytes_acked"]
+        acked = park_a_window(hostd, guest)
         old = diary(guest)
         (first,) = old.sessions
         first.assert_seeded()
@@ -49,17 +44,13 @@ def test_one_saved_image_restored_twice_and_as_two_clones_at_once(
         lives: list[Diary] = []
         figures: list[dict[str, float]] = []
 
-        def see(vm: VM) -> None:
-            lives.append(_see(hostd, vm, old, parked))
-
         figures.append(_restore(hostd, guest, image))
-        see(guest)
+        lives.append(assert_dropped(guest, old, parked))
         guest.destroy()
         wait_for(lambda: not at(hostd, libvirtd.uri), "the first clone's end in hostd", 30)
         figures.append(_restore(hostd, guest, image))
         with contextlib.closing(guest.restore_twin(image, other_libvirtd)) as twin:
-            see(guest)
-            see(twin)
+            lives += [assert_dropped(vm, old, parked) for vm in (guest, twin)]
             assert len({vm.check(_RANDOM) for vm in (guest, twin)}) == 2, "two kernels, two generators"
         image.unlink()
 
@@ -78,17 +69,3 @@ def _restore(hostd: Hostd, guest: VM, image: Path) -> dict[str, float]:
     wait_for(lambda: at(hostd, guest.host.uri).get("bytes_acked", 0) >= 64, "the seed's acknowledgement", 60)
     seeded = time.monotonic()
     return {"restore_s": round(restored - begun, 3), "then_seeded_s": round(seeded - restored, 3)}
-
-
-def _see(hostd: Hostd, vm: VM, old: Diary, parked: bytes) -> Diary:
-    """Lets the restored guest's rngd go on, until it credited a block of the new session, and looks."""
-    vm.check("kill -CONT $(pidof rngd)")
-    wait_for_credits(vm, 1 + len(old.credits) + 1 + BLOCK_CREDITS)
-    seen = diary(vm)
-    assert [session.name for session in seen.sessions[:-1]] == [old.last.name]
-    assert seen.sessions[0] == old.last, "nothing more of the old session arrives, or is credited"
-    seen.last.assert_seeded()
-    for piece in seen.credits[len(old.credits) :]:
-        assert parked.find(piece[:16]) < 0, "a byte that was parked when the image was saved was handed on"
-    assert any(piece in seen.last.data for piece in seen.credits[len(old.credits) :])
-    return seen
