@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 from bed.libvirtd import PrivateLibvirtd
 from bed.vm import VM
+from tests.edge.rig import Hostd
 from tests.vm.rig import (
     DRAIN,
     BootVM,
@@ -21,7 +22,7 @@ from tests.vm.rig import (
     wait_for_state,
 )
 
-SAMPLE = 65_536  # more than a channel's socket holds at once
+WINDOW = 65_536  # twice what a channel's socket holds at once
 
 
 def qemu_of(vm: VM) -> int:
@@ -33,14 +34,30 @@ def qemu_of(vm: VM) -> int:
     raise AssertionError(f"{vm.name} does not run")
 
 
+def stop_with_little_on_its_way(vm: VM, hostd: Hostd) -> int:
+    """Stops QEMU itself when the guest took most of what it was sent; what follows stays in the socket."""
+    qemu = qemu_of(vm)
+
+    def stopped() -> bool:
+        os.kill(qemu, signal.SIGSTOP)
+        if hostd.domain(vm.name)["in_flight"] < WINDOW // 8:
+            return True
+        os.kill(qemu, signal.SIGCONT)
+        return False
+
+    vm.wait_for(stopped, 30, "a moment with little on its way")
+    return qemu
+
+
 def test_destroyed_in_mid_sample_and_started_again(
     boot_vm: BootVM, libvirtd: PrivateLibvirtd, tmp_path: Path
 ) -> None:
     stores = '[reservoir]\nsize = "256KiB"\nseed_reserve = "1KiB"\n'
+    config = f"sample_size = {WINDOW}\n{hostd_config(libvirtd.uri, '/dev/urandom', extra=stores)}"
     with make_hostd(tmp_path, libvirtd, "/dev/urandom") as hostd:
-        hostd.write(f"sample_size = {SAMPLE}\n{hostd_config(libvirtd.uri, '/dev/urandom', extra=stores)}")
+        hostd.write(config + '[[quota]]\nname = "slow"\nmatch = ["victim"]\nlimit = "8kB/s"\n')
         hostd.start()
-        arguments = {"victim": f"--window {SAMPLE} {DRAIN}", "neighbour": f"--rate 10kB/s {DRAIN}"}
+        arguments = {"victim": f"--window {WINDOW} {DRAIN}", "neighbour": f"--rate 10kB/s {DRAIN}"}
         victim, neighbour = (
             boot_with_agent(boot_vm, name, arguments=line, trace=False, wait=False, memory_mib=192)
             for name, line in arguments.items()
@@ -55,17 +72,18 @@ def test_destroyed_in_mid_sample_and_started_again(
             assert (after["state"], after["seeds"], after["bytes_lost"]) == ("open", 1, 0)
             assert abs(after["since"] - before["since"]) < 0.5
 
-        qemu = qemu_of(victim)
-        os.kill(qemu, signal.SIGSTOP)
+        qemu = stop_with_little_on_its_way(victim, hostd)
+        hostd.write(config)
+        hostd.send_signal(signal.SIGHUP)  # no limit any more: the rest of the window goes out as one sample
         victim.wait_for(
-            lambda: hostd.domain("victim")["in_flight"] > SAMPLE // 2, 30, "a sample that nobody takes"
+            lambda: hostd.domain("victim")["in_flight"] > WINDOW * 5 // 8, 30, "more than a socket holds"
         )
         neighbour_is_served_on()
         os.kill(qemu, signal.SIGKILL)
         wait_for_state(hostd, victim, "")
         lost = re.search(r"victim: session ended: .*; (\d+) bytes in flight lost", hostd.log)
         assert lost, hostd.log
-        assert int(lost[1]) > SAMPLE // 2
+        assert int(lost[1]) > WINDOW * 5 // 8
         status = hostd.status()
         assert status["ledger_ok"]
         assert [domain["name"] for domain in status["domains"]] == ["neighbour"]

@@ -54,6 +54,8 @@ def attack(name, port):
         print(name, flush=True)
 
 def opened():
+    while find_port() is None:
+        time.sleep(0.1)
     port = os.open(find_port(), os.O_RDWR)
     os.write(port, wire.encode(wire.Knock(os.urandom(8))))
     return port
@@ -87,7 +89,7 @@ def test_a_hostile_guest_hurts_nobody(
             boot_vm, "good", arguments=f"--rate 20kB/s {DRAIN}", trace=False, wait=False, memory_mib=192
         )
         evil.wait_up()
-        attacker = evil.spawn(f"exec python3 -I -S /attacker.py {' '.join(attacks)}")
+        attacker = evil.spawn(f"exec python3 -I -S /attacker.py {' '.join(attacks)} 2>/dev/console")
         wait_for_acked(hostd, good, 4096)
         before = hostd.status()
         signs = {
