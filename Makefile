@@ -3,7 +3,7 @@ PY := .venv/bin/python
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help venv lint demo test setup-vm test-fast test-vm coverage guest clean
+.PHONY: help venv lint demo test setup-vm test-fast test-rest test-vm coverage guest clean
 help:            ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -24,19 +24,26 @@ guest: .venv/ready  ## dist/netrng-guest.pyz, the agent in one reproducible file
 demo: venv guest setup-vm  ## three small VMs fed from the hardware RNG, seen live (DEMO_SECONDS=20 for the impatient)
 	@scripts/demo
 
-test: setup-vm lint test-fast coverage test-vm  ## everything: linters, fast tests, 100 % branches of the core, real VMs
+test: setup-vm lint test-fast test-rest coverage test-vm  ## everything: linters, fast tests, 100 % branches of the core, real VMs
 
 setup-vm:       # before the fast tests: some of them use strace and QEMU where they are
 	@scripts/setup vm
 
-test-fast: venv  ## no VM, no root: seconds
-	.venv/bin/pytest -q -p no:cacheprovider -n auto --dist worksteal tests/core tests/edge tests/packaging
+# The edge tests that start a QEMU (paused, without a guest) are not fast ones.
+WITH_QEMU := tests/edge/test_hypervisor_stream.py tests/edge/test_attach.py
+PYTEST := .venv/bin/pytest -q -p no:cacheprovider
+
+test-fast: venv  ## no VM, no root: under a minute
+	$(PYTEST) -n auto --dist worksteal tests/core tests/edge $(addprefix --ignore=,$(WITH_QEMU))
+
+test-rest: venv setup-vm  ## wheel, documentation and units; libvirt streams and attach with a real QEMU
+	$(PYTEST) -n auto --dist worksteal tests/packaging $(WITH_QEMU)
 
 coverage: venv   ## each core module covered by its own test file alone, every branch
 	@PATH=$(CURDIR)/.venv/bin:$$PATH scripts/coverage
 
 test-vm: venv guest setup-vm  ## real VMs on a private libvirt
-	.venv/bin/pytest -q -p no:cacheprovider tests/vm
+	$(PYTEST) tests/vm
 
 clean:           ## removes what was built, downloaded and cached here
 	rm -rf .venv .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
