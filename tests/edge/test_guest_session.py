@@ -259,6 +259,14 @@ def test_after_a_refused_seed_the_next_64_bytes_are_one() -> None:
     assert bench.guest.outstanding == 76
 
 
+def test_asking_twice_for_another_seed_loses_none_of_it() -> None:
+    bench = Bench().seeded(4096)
+    bench.guest.seed_again()
+    bench.sample(64, 36, 1)
+    bench.guest.seed_again()
+    assert bench.sample(100, 28, 2) == [Data(bytearray(b"\1" * 36 + b"\2" * 28), True, H)]
+
+
 def test_half_a_seed_is_overwritten_when_the_session_ends() -> None:
     bench = Bench().open()
     bench.sample(0, 63, 0xFF)
