@@ -7,8 +7,9 @@ which session a seed and a reseed came, because one thread reads, credits and re
 
 from __future__ import annotations
 
-import base64
+import io
 import json
+import struct
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,35 +22,40 @@ from tests.edge.rig import Hostd
 from tests.vm.rig import TRACE, hostd_config, wait_for_credits
 
 from netrng_guest import wire
+from netrng_guest.wire import SEED_SIZE
 
 WINDOW = 4096
 BLOCK_CREDITS = 39  # what rng-tools5 credits of a block
 
-# Run in the guest, so that only what matters crosses the serial line: PID, what was done, with which bytes.
+# Run in the guest, so that only what matters crosses the slow serial line.  A record: process, what it did,
+# bits, length; and the bytes.  Of those that rngd credited the first are enough to tell which they are.
+TOLD = 16
+_HEADER = ">IBII"
+_READ, _CREDIT, _RESEED = range(3)
 _EXCERPT = f"""
-import base64, glob, re
+import glob, re, struct
 call = re.compile(
     r'readv\\(\\d+</dev/vport[^>]*>, \\[{{iov_base="((?:\\\\x[0-9a-f]{{2}})+)"'
     r'|RNDADDENTROPY, {{entropy_count=(\\d+), buf_size=\\d+, buf="((?:\\\\x[0-9a-f]{{2}})+)"'
-    r'|(RNDRESEEDCRNG)'
+    r'|RNDRESEEDCRNG'
 )
-def packed(text):
-    return base64.b64encode(bytes.fromhex(text.replace("\\\\x", ""))).decode()
-with open("/run/diary", "w") as out:
+with open("/run/diary", "wb") as out:
     for name in sorted(glob.glob("{TRACE}.*"), key=lambda name: int(name.rsplit(".", 1)[1])):
-        pid = name.rsplit(".", 1)[1]
+        pid = int(name.rsplit(".", 1)[1])
+        told = {TOLD}
         with open(name, encoding="ascii", errors="replace") as trace:
             for line in trace:
                 found = call.search(line)
                 if found is None:
                     continue
-                read, bits, paid, reseed = found.groups()
+                read, bits, paid = found.groups()
+                data = bytes.fromhex((read or paid or "").replace("\\\\x", ""))
                 if read:
-                    print(pid, "read", packed(read), 0, file=out)
+                    told = {SEED_SIZE}  # the agent
                 elif paid:
-                    print(pid, "credit", packed(paid), bits, file=out)
-                else:
-                    print(pid, "reseed", "-", 0, file=out)
+                    data = data[:told]
+                what = {_READ} if read else {_CREDIT} if paid else {_RESEED}
+                out.write(struct.pack("{_HEADER}", pid, what, int(bits or 0), len(data)) + data)
 """
 
 
@@ -59,7 +65,7 @@ class Session:
 
     name: bytes
     data: bytearray = field(default_factory=bytearray)  # all that arrived, in order
-    credits: list[tuple[int, bytes]] = field(default_factory=list)  # bits and bytes of its own RNDADDENTROPY
+    credits: list[tuple[int, bytes]] = field(default_factory=list)  # of the agent: bits, first 64 bytes
     reseeds: int = 0
 
     def assert_seeded(self) -> None:
@@ -75,7 +81,7 @@ class Session:
 
 @dataclass
 class Diary:
-    """`rngd`: what each rngd credited, one piece for each call, the first rngd first."""
+    """`rngd`: the first 16 bytes of each of its credits, the first rngd first."""
 
     sessions: list[Session]
     rngd: list[list[bytes]]
@@ -96,27 +102,28 @@ def diary(vm: VM) -> Diary:
     if vm.run("test -e /run/diary.py").rc != 0:
         vm.put("/run/diary.py", _EXCERPT.encode())
     vm.check("python3 -I -S /run/diary.py", 60)
-    sessions: list[Session] = []
-    rngd: dict[str, list[bytes]] = {}
-    agent = ""
+    sessions: dict[bytes, Session] = {}
+    rngd: dict[int, list[bytes]] = {}
+    agent = 0
     decoder = wire.Decoder(from_host=True, max_payload=wire.GUEST_MAX_PAYLOAD)
-    for line in vm.fetch("/run/diary", 120).decode().splitlines():
-        pid, what, text, bits = line.split()
-        data = base64.b64decode(text) if text != "-" else b""
-        if what == "read":
+    records = io.BytesIO(vm.fetch("/run/diary", 120))
+    while header := records.read(struct.calcsize(_HEADER)):
+        pid, what, bits, length = struct.unpack(_HEADER, header)
+        data = records.read(length)
+        if what == _READ:
             agent = pid
             for frame in decoder.feed(data):
-                if isinstance(frame, wire.Accept) and frame.session not in [one.name for one in sessions]:
-                    sessions.append(Session(frame.session))
+                if isinstance(frame, wire.Accept):
+                    sessions.setdefault(frame.session, Session(frame.session))
                 elif isinstance(frame, wire.Sample):
-                    next(one for one in sessions if one.name == frame.session).data.extend(frame.data)
+                    sessions[frame.session].data.extend(frame.data)
         elif pid != agent:
             rngd.setdefault(pid, []).append(data)
-        elif what == "credit":
-            sessions[-1].credits.append((int(bits), data))
+        elif what == _CREDIT:
+            list(sessions.values())[-1].credits.append((bits, data))
         else:
-            sessions[-1].reseeds += 1
-    return Diary(sessions, list(rngd.values()))
+            list(sessions.values())[-1].reseeds += 1
+    return Diary(list(sessions.values()), list(rngd.values()))
 
 
 def park_a_window(hostd: Hostd, vm: VM) -> int:
@@ -135,7 +142,7 @@ def assert_dropped(vm: VM, old: Diary, parked: bytes) -> Diary:
     assert seen.sessions[:-1] == old.sessions, "nothing more of an old session arrives, or is credited"
     seen.last.assert_seeded()
     since = seen.credits[len(old.credits) :]
-    assert not any(piece[:16] in parked for piece in since), "a byte that was parked was handed on"
+    assert not any(piece in parked for piece in since), "a byte that was parked was handed on"
     assert any(piece in seen.last.data for piece in since)
     return seen
 
