@@ -299,6 +299,22 @@ def test_a_small_bucket_that_is_briefly_empty_costs_nobody_its_proportional_shar
     assert abs(host.got("small") - 100_000) <= 2 * SAMPLE
 
 
+def test_a_heavy_domain_near_its_limit_is_not_outrun_by_a_light_one_while_its_bucket_is_briefly_empty() -> (
+    None
+):
+    quotas = {
+        "heavy": Quota(limit=1298, weight=100, burst=256),  # its share is 1219
+        "light": Quota(limit=285, weight=1, burst=256),  # its share is 12
+        "other": Quota(limit=184, weight=30, burst=256),
+        "bound1": Quota(reservation=230, limit=230, weight=1, burst=256),
+        "bound2": Quota(reservation=403, limit=403, weight=300, burst=256),
+    }
+    host = Host(quotas, rate=2048, chunk=128, sample=128)
+    host.run(60)
+    for uuid, exact in exact_shares(quotas, 2048).items():
+        assert abs(host.got(uuid) - 60 * exact) <= 7 * 128, uuid
+
+
 def test_without_scarcity_all_get_their_limit_and_pick_says_when_to_come_back() -> None:
     host = Host({f"vm{i}": Quota(limit=100, burst=512) for i in range(5)})
     host.run(30)
@@ -627,6 +643,15 @@ def test_a_change_takes_effect_at_once_and_keeps_what_the_bucket_holds() -> None
         assert abs(host.got("vm", since) - 10 * rate) <= 2 * SAMPLE
 
 
+def test_a_domain_that_its_limit_blocks_is_free_the_moment_the_limit_is_gone() -> None:
+    host = Host({"vm": Quota(limit=1, burst=64)})
+    host.available = 4096
+    host.give()
+    assert host.give() == []
+    host.scheduler.set_quota("vm", Quota(), host.now)
+    assert host.give(1) == [Pick("vm", SAMPLE, "weight", False)]
+
+
 def test_setting_the_same_quota_again_changes_nothing() -> None:
     quota = Quota(reservation=500, limit=900, burst=512)
     host = Host({f"vm{i}": Quota() for i in range(30)} | {"vm": quota})
@@ -663,6 +688,15 @@ def test_a_sample_is_no_smaller_than_32_bytes_where_more_is_wanted() -> None:
     host.available = 9
     assert host.give() == [Pick("vm", 8, "weight", False)]
     assert host.scheduler.next_ns(host.now) is None
+
+
+def test_nobody_is_passed_over_for_another_that_would_be_content_with_less() -> None:
+    host = Host({"reserved": Quota(reservation=1000), "modest": Quota()})
+    host.scheduler.want("modest", 0, 8, host.now)
+    host.available = 31
+    assert host.give() == []
+    host.available = 32
+    assert host.give() == [Pick("reserved", 32, "reservation", False)]
 
 
 @pytest.mark.parametrize(("seed", "body"), [(-1, 0), (65, 0), (0, -1)])

@@ -123,17 +123,15 @@ class FairQueue(Generic[AnyRival]):
         """Whose turn it is."""
         self._promote()
         top = self._eligible.top()
-        if top is not None:
-            return top[2]
-        # Whose turn it would be is halted: the least tag of the others is next.
-        pending, ahead = self._pending.top(), self._ahead.top()
-        if ahead is not None and (pending is None or ahead[0] < pending[0]):
-            self._count(ahead[2])
-            return ahead[2]
-        if pending is not None:
-            self._put(pending[2], self._eligible)
-            return pending[2]
-        return None
+        if top is None:  # whose turn it would be is halted: the least tag of the others is next
+            pending, ahead = self._pending.top(), self._ahead.top()
+            if ahead is not None and (pending is None or ahead[0] < pending[0]):
+                self._count(ahead[2])
+                self._promote()  # those who begin together are equals
+            elif pending is not None:
+                self._put(pending[2], self._eligible)
+            top = self._eligible.top()
+        return None if top is None else top[2]
 
     def serve(self, rival: AnyRival, size_bytes: int) -> None:
         """Charges a proportional sample to the one that `first` has just named."""
