@@ -25,6 +25,7 @@ from bed.packages import Artefacts, BedError
 __all__ = ["CHANNEL", "CHANNEL_XML", "VM", "BedTimeout", "Job"]
 
 BOOT_S = 90.0
+PATIENCE = 3  # deadlines are for a machine at rest; a busy one takes its time, and nobody loses by waiting
 SETTLE_S = 30.0
 _T = TypeVar("_T")
 
@@ -249,7 +250,7 @@ class VM:
 
     def wait_for(self, predicate: Callable[[], _T], deadline_s: float, what: str) -> _T:
         """Polls until `predicate()` is true and returns that; BedTimeout names `what`, shows the console."""
-        deadline = time.monotonic() + deadline_s
+        deadline = time.monotonic() + PATIENCE * deadline_s
         while True:
             value = predicate()
             if value:

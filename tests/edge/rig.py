@@ -24,7 +24,7 @@ F_SETPIPE_SZ = 1031  # fcntl(2); Python names it from 3.10 on
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "error"}
 
 
-def wait_for(condition: Callable[[], Any], what: str, deadline_s: float = 10.0) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, deadline_s: float = 30.0) -> Any:
     """The first true value of ``condition``; AssertionError after the deadline."""
     end = time.monotonic() + deadline_s
     while True:

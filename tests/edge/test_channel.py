@@ -45,7 +45,7 @@ def make_channel(path: Path, books: Books) -> Channel:
     return Channel("vm", str(path), connect, HostSession(lambda: os.urandom(8)), books)
 
 
-async def until(condition: Callable[[], object], deadline_s: float = 10.0) -> None:
+async def until(condition: Callable[[], object], deadline_s: float = 30.0) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + deadline_s
     while not condition():

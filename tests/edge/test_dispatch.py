@@ -45,7 +45,7 @@ def delivery(size: int, alarm: Alarm | None = None) -> Delivery:
     return Delivery(size, bytearray(b"r" * size), 0, 0, alarm)
 
 
-async def until(condition: Callable[[], object], deadline_s: float = 10.0) -> None:
+async def until(condition: Callable[[], object], deadline_s: float = 30.0) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + deadline_s
     while not condition():

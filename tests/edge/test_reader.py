@@ -95,7 +95,7 @@ class Clock:
         return self.now_ns
 
 
-def wait_for(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
+def wait_for(condition: Callable[[], bool], deadline_s: float = 30.0) -> None:
     """The same without a loop that runs."""
     end = time.monotonic() + deadline_s
     while not condition():
@@ -103,7 +103,7 @@ def wait_for(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
         time.sleep(0.002)
 
 
-async def until(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], deadline_s: float = 30.0) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + deadline_s
     while not condition():

@@ -50,7 +50,7 @@ async def rosters(max_domains: int = 16, *rules: QuotaRule) -> AsyncIterator[tup
         dispatcher.stop()
 
 
-async def until(condition: Callable[[], object], deadline_s: float = 10.0) -> None:
+async def until(condition: Callable[[], object], deadline_s: float = 30.0) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + deadline_s
     while not condition():

@@ -59,7 +59,7 @@ class Clock:
         return self.now_ns
 
 
-async def until(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], deadline_s: float = 30.0) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + deadline_s
     while not condition():

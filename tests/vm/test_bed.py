@@ -71,6 +71,9 @@ def test_commands_answer_with_code_and_output_in_any_order(boot_vm: BootVM) -> N
     with pytest.raises(BedError, match="exit code 1"):
         guest.check("false")
     assert guest.run("true " + "x" * 6000) == (0, "")
+    sent = [guest.jobs.submit("true") for _ in range(30)]
+    answered = [guest.jobs.answer(job, "true", 30, repeat=False) for job in sent]
+    assert answered == [(0, b"")] * 30, "no request is lost because another job ends"
 
 
 def test_save_restore_pause_and_reset(boot_vm: BootVM, libvirtd: PrivateLibvirtd) -> None:
