@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 
 from netrng_hostd.config import AdmissionConfig, Config, ConfigError, LibvirtConfig, load
+from netrng_hostd.core.quota import format_rate, format_size, resolve
 from netrng_hostd.operate.check.device import check_refused, check_source
 from netrng_hostd.operate.check.domains import ListDomains, check_domains, list_domains
 from netrng_hostd.operate.check.finding import Finding, note, problem
 from netrng_hostd.operate.check.host import check_host, running_daemon
 
 __all__ = ["Finding", "findings", "run"]
+
+BURST_MS = 20  # a turn of the daemon's loop on a busy host: what a burst had better cover
 
 
 def findings(
@@ -26,6 +30,7 @@ def findings(
     for source in config.sources:
         yield from check_refused(source)
     yield from _without_effect(config)
+    yield from _short_bursts(config)
     if config_only:
         return
     daemon_pid = running_daemon(config)
@@ -72,3 +77,18 @@ def _without_effect(config: Config) -> Iterator[Finding]:
     for key, changed in given.items():
         if changed:
             yield note(f"{config.file}: {key} has no effect yet in this version")
+
+
+def _short_bursts(config: Config) -> Iterator[Finding]:
+    """A bucket that is full between two turns has let the rest overflow."""
+    for position, rule in enumerate(config.quotas):
+        heirs = [later for later in config.quotas[position + 1 :] if "*" in later.match]
+        quota = resolve([dataclasses.replace(rule, match=("*",)), *heirs], "", "")
+        needed = (quota.limit or 0) * BURST_MS // 1000
+        if quota.burst < needed:
+            burst, limit = format_size(quota.burst), format_rate(quota.limit)
+            yield note(
+                f"{config.file}: quota {rule.name!r}: a burst of {burst} is less than a limit of {limit} "
+                f"gives in {BURST_MS} ms, so less than the limit may be delivered; "
+                f"set burst to {format_size(needed)} or more"
+            )
