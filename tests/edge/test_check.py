@@ -456,12 +456,12 @@ def test_keys_without_effect_are_named(file: Path) -> None:
 def test_a_burst_that_overflows_between_two_turns_is_noted(file: Path) -> None:
     file.write_text(
         '[[quota]]\nname = "bulk"\nmatch = ["b-*"]\nlimit = "1MB/s"\n'
-        '[[quota]]\nname = "own"\nmatch = ["o-*"]\nlimit = "1MB/s"\nburst = "20kB"\n'
-        '[[quota]]\nname = "default"\nmatch = ["*"]\nlimit = "100kB/s"\nburst = 1999\n'
+        '[[quota]]\nname = "own"\nmatch = ["o-*"]\nlimit = "1MB/s"\nburst = "10kB"\n'
+        '[[quota]]\nname = "default"\nmatch = ["*"]\nlimit = "200kB/s"\nburst = 1999\n'
     )
     told = lines(check.findings(str(file), config_only=True))
     assert [line.split(";")[-1] for line in told] == [
-        " set burst to 20kB or more", " set burst to 2kB or more",
+        " set burst to 10kB or more", " set burst to 2kB or more",
     ]  # fmt: skip
     assert told[0].startswith(f"{file}: quota 'bulk': a burst of 1999B is less than a limit of 1MB/s")
     assert told[1].startswith(f"{file}: quota 'default': a burst of 1999B")

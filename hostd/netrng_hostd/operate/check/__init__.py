@@ -16,7 +16,7 @@ from netrng_hostd.operate.check.host import check_host, running_daemon
 
 __all__ = ["Finding", "findings", "run"]
 
-BURST_MS = 20  # a turn of the daemon's loop on a busy host: what a burst had better cover
+BURST_MS = 10  # some turns of a busy daemon's loop: what a burst had better cover
 
 
 def findings(
