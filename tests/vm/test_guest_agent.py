@@ -63,7 +63,7 @@ def test_hostless_then_served_then_detached_and_attached(boot_vm: BootVM, pyz: P
     assert told.rc == 0
     assert "in use, presumably by netrng-guest itself" in told.out
     other = f"{RUN} run --sink kernel >/run/second 2>&1 & p=$!; "
-    other += "until grep -q 'another program has it open' /run/second; do sleep 0.1; done; "
+    other += "until grep -qs 'another program has it open' /run/second; do sleep 0.1; done; "
     other += "kill $p; wait $p; echo $?"
     assert vm.check(other, 60) == "0\n"
 
