@@ -43,7 +43,7 @@ coverage: venv   ## each core module covered by its own test file alone, every b
 	@PATH=$(CURDIR)/.venv/bin:$$PATH scripts/coverage
 
 test-vm: venv guest setup-vm  ## real VMs on a private libvirt
-	$(PYTEST) tests/vm
+	$(PYTEST) -n 2 --dist worksteal tests/vm
 
 clean:           ## removes what was built, downloaded and cached here
 	rm -rf .venv .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
