@@ -17,7 +17,9 @@ def stream(length: int, key: bytes = b"netrng") -> bytes:
 def spans(data: bytes, piece: bytes, after: int = 0) -> list[tuple[int, int]]:
     """The parts of ``data``, as (start, end), that ``piece`` is put together from, in order.
 
-    Parts shorter than PROBE cannot be told and are left out.  AssertionError if the piece holds anything
+    Parts shorter than PROBE cannot be told and are left out; so are, where two parts meet, the bytes that may
+    be the end of the one or the beginning of the other, because chance made them equal (one in 256 times at
+    least one is).  AssertionError if the piece holds anything
     else that is not in ``data``.  ``after`` is where the first part is looked for first.
     """
     found: list[tuple[int, int]] = []
@@ -33,6 +35,14 @@ def spans(data: bytes, piece: bytes, after: int = 0) -> list[tuple[int, int]]:
             unexplained += 1
             assert unexplained < PROBE, f"bytes that the source never gave, up to offset {position}"
             continue
+        if found and not unexplained:
+            start, end = found[-1]
+            may_be_either = 0
+            while end - may_be_either > start and place > may_be_either and (
+                data[place - may_be_either - 1] == piece[position - may_be_either - 1]
+            ):
+                may_be_either += 1
+            found[-1] = (start, end - may_be_either)
         length = _common(data, place, piece, position)
         after = place + length
         found.append((place, after))
@@ -66,6 +76,6 @@ def assert_disjoint(data: bytes, pieces: Iterable[bytes]) -> int:
         after = found[-1][1] if found else after
         everything += found
     everything.sort()
-    for (_, end), (start, _) in zip(everything, everything[1:]):
-        assert end <= start, f"a byte was given out twice: at {start} of the stream"
+    for (_, end), (start, last) in zip(everything, everything[1:]):
+        assert end <= start, f"bytes were given out twice: {start} to {min(end, last)} of the stream"
     return sum(end - start for start, end in everything)

@@ -32,3 +32,12 @@ def test_disjoint_pieces_are_counted() -> None:
 def test_a_byte_given_twice_or_never_read_is_seen(pieces: list[bytes]) -> None:
     with pytest.raises(AssertionError):
         assert_disjoint(DATA, pieces)
+
+
+def test_where_two_parts_meet_chance_is_no_alarm() -> None:
+    # The first place at which what comes next in the piece is also what comes next in the stream.
+    end = next(n for n in range(64, 4096) if DATA[n] == DATA[n + 64])
+    piece, between = DATA[:end] + DATA[end + 64 : end + 128], DATA[end : end + 64]
+    assert_disjoint(DATA, [piece, between])
+    with pytest.raises(AssertionError, match=f"given out twice: {end - 32} to {end} of"):
+        assert_disjoint(DATA, [piece, DATA[end - 32 : end + 64]])
