@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -33,6 +34,15 @@ def test_without_a_seeded_kernel(monkeypatch: pytest.MonkeyPatch, error: Excepti
     found = {nonce.new_nonce() for _ in range(1000)}
     assert len(found) == 1000
     assert {len(name) for name in found} == {8}
+
+
+def test_where_fips_mode_forbids_other_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise ValueError("disabled for FIPS")
+
+    for name in ("blake2b", "blake2s", "md5"):
+        monkeypatch.setattr(hashlib, name, forbidden)
+    assert len(nonce._nonce_of_this_moment()) == 8
 
 
 def test_two_boots_differ_though_their_clocks_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
