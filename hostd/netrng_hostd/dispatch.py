@@ -33,6 +33,7 @@ class Dispatcher:
         self.held = 0  # bytes that wait in the health tests for their window
         self.seeds: dict[str, int] = {}  # seeds begun, per domain
         self._read = 0
+        self._alarms = 0  # deliveries with an alarm so far
         self._reader: SourceReader | None = None
         self._uuid_of: dict[Channel, str] = {}
         self._channels: dict[str, list[Channel]] = {}
@@ -95,6 +96,7 @@ class Dispatcher:
             if self.reservoir.put(released) != len(released):
                 raise AssertionError("the source was read further than the reservoir has room")
         else:
+            self._alarms += 1
             # What passed before the alarm came from a source that may have been failing already.
             self.ledger.destroyed(self._source_name, self.reservoir.destroy() + len(released))
             for channel in list(self._uuid_of):
@@ -155,6 +157,8 @@ class Dispatcher:
         self._allow()
 
     def _send_one(self, now_ns: int) -> bool:
+        if self._reader is not None and self._reader.alarms > self._alarms:
+            return False  # the alarm's delivery is on its way, and will destroy all that is here
         reservoir = self.reservoir
         pick = self.scheduler.pick(now_ns, reservoir.available, reservoir.seed_available)
         if pick is None:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from netrng_hostd.channels.budget import (
     INBOUND_DEPTH,
+    INBOUND_PER_READ,
     INBOUND_RATE,
     LOG_DEPTH,
     LOG_INTERVAL_NS,
@@ -30,6 +31,14 @@ def test_a_guest_that_grants_byte_by_byte_is_paused() -> None:
         budget.sample_sent(1)
         paused += budget.spend(48, 0)
     assert paused > 0
+
+
+def test_bytes_that_come_one_by_one_buy_no_turn_of_the_loop_each() -> None:
+    budget, now_ns, reads = InboundBudget(0), 0, 0
+    while now_ns < 100 * S:  # a byte each 66 µs is less than the rate
+        now_ns += 66_000 + budget.spend(1, now_ns)
+        reads += 1
+    assert reads <= (INBOUND_DEPTH + 100 * INBOUND_RATE) // INBOUND_PER_READ + 1
 
 
 def test_a_flood_is_paused_for_as_long_as_it_was_too_much() -> None:

@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import Callable
 from typing import cast
 
 from netrng_hostd.channels.channel import Channel
-from netrng_hostd.core.health import Alarm
+from netrng_hostd.core.health import Alarm, HealthTests
 from netrng_hostd.core.ledger import Ledger
 from netrng_hostd.core.quota import Quota
 from netrng_hostd.core.reservoir import Reservoir
 from netrng_hostd.core.scheduler import Scheduler
 from netrng_hostd.dispatch import Dispatcher
-from netrng_hostd.sources.reader import Delivery
+from netrng_hostd.sources.reader import Delivery, SourceReader
 
 
 class Taker:
@@ -53,6 +55,14 @@ async def until(condition: Callable[[], object], deadline_s: float = 30.0) -> No
         await asyncio.sleep(0.002)
 
 
+def until_now(condition: Callable[[], object], deadline_s: float = 30.0) -> None:
+    """As `until`, and nothing else gets a turn of the loop."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, "condition not met before the deadline"
+        time.sleep(0.002)
+
+
 def make(*takers: Taker, quota: Quota | None = None) -> Dispatcher:
     dispatcher = Dispatcher("source", Reservoir(65536, 1024), Scheduler(512), Ledger())
     for number, taker in enumerate(takers):
@@ -82,6 +92,44 @@ def test_a_limit_is_waited_for_with_a_full_reservoir_and_no_delivery() -> None:
         dispatcher.deliver(delivery(60_000))
         await until(lambda: taker.taken >= 20_000)  # the burst is 4 KiB: the rest came by the timer
         dispatcher.stop()
+
+    asyncio.run(scenario(), debug=True)
+
+
+class GoodThenStuck:
+    """A source of 20,000 random bytes, and then zeros."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def open(self) -> None: ...
+    def close(self) -> None: ...
+    def kernel_name(self) -> None: ...
+
+    def read_into(self, view: memoryview) -> int:
+        view[:] = os.urandom(len(view)) if self.given < 20_000 else bytes(len(view))
+        self.given += len(view)
+        return len(view)
+
+
+def test_nothing_is_sent_once_the_reader_knows_of_an_alarm_however_busy_the_loop() -> None:
+    async def scenario() -> None:
+        taker = Taker(60_000)
+        dispatcher = make(taker)
+        reader = SourceReader(
+            GoodThenStuck(), HealthTests(), asyncio.get_running_loop(),
+            deliver=dispatcher.deliver, state_changed=lambda _: None, max_read=512,
+        )  # fmt: skip
+        reader.start()
+        dispatcher.feed_from(reader)
+        try:
+            until_now(lambda: reader.alarms)  # the loop is busy all the while
+            await until(lambda: taker.destroyed)
+            assert taker.taken == 0
+            assert dispatcher.reservoir.available + dispatcher.reservoir.seed_available == 0
+        finally:
+            await asyncio.to_thread(reader.stop)
+            dispatcher.stop()
 
     asyncio.run(scenario(), debug=True)
 

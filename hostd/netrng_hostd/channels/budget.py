@@ -5,6 +5,7 @@ from __future__ import annotations
 
 INBOUND_DEPTH = 65536  # bytes
 INBOUND_RATE = 16384  # bytes per second, for whatever a guest has to say
+INBOUND_PER_READ = 64  # bytes at least: one at a time, each costs a turn of the loop
 INBOUND_PER_SAMPLE = 128  # bytes: two GRANT frames and some for each sample that it was sent
 LOG_DEPTH = 20  # lines
 LOG_INTERVAL_NS = 6_000_000_000  # one more line every six seconds
@@ -22,12 +23,12 @@ class InboundBudget:
         self._level = min(INBOUND_DEPTH, self._level + min(INBOUND_PER_SAMPLE, 4 * n_bytes))
 
     def spend(self, count: int, now_ns: int) -> int:
-        """Takes ``count`` bytes off; returns for how many ns to stop reading (0: go on)."""
+        """Charges one read of ``count`` bytes; returns for how many ns to stop reading (0: go on)."""
         earned = (now_ns - self._last_ns) * INBOUND_RATE // 1_000_000_000
         if earned:
             self._level = min(INBOUND_DEPTH, self._level + earned)
             self._last_ns = now_ns
-        self._level -= count
+        self._level -= max(count, INBOUND_PER_READ)
         if self._level >= 0:
             return 0
         return -self._level * 1_000_000_000 // INBOUND_RATE + 250_000_000

@@ -58,6 +58,7 @@ class SourceReader:
         self._keeping = threading.Lock()  # for the bytes held in the health tests and those on their way
         # A read that never returns must not keep the process: the thread is a daemon thread.
         self._thread = threading.Thread(target=self._run, name="netrng-source", daemon=True)
+        self.alarms = 0  # reads that raised an alarm; known here before their deliveries reach the loop
         self.read_since_ns: int | None = None  # since when no byte has come although it may
         # Told the kernel's name for the device (identity.rng_current) when it is known and when it changes.
         self.named: Callable[[str | None], None] = lambda _name: None
@@ -155,6 +156,7 @@ class SourceReader:
                 return None
             verdict = self._health.feed(noise)
             held = self._health.held
+            self.alarms += verdict.alarm is not None
             self._hand_over(Delivery(count, verdict.released, verdict.discarded, held, verdict.alarm))
         return verdict
 
