@@ -2,6 +2,7 @@
 """guest.conf and the flags that win over it.  An error is one line: file, key, found, allowed."""
 
 import configparser
+import os
 import re
 from typing import Dict, NamedTuple, Optional
 
@@ -64,6 +65,8 @@ def load(path: Optional[str], flags: Dict[str, str]) -> Settings:
     sink = _take(values, "sink", "rngd")
     if sink not in ("rngd", "kernel", "stdout") and not re.match(r"pipe:.", sink):
         raise _wrong(values, "sink", SINK_FORMAT)
+    if not _is_path(sink):
+        raise _wrong(values, "sink", "a path that this locale can write")
     paced = sink in ("rngd", "kernel")  # a pipe and stdout are paced by whoever reads them
     try:
         rate = parse_rate(_take(values, "rate", str(DEFAULT_RATE) if paced else "none"))
@@ -75,7 +78,7 @@ def load(path: Optional[str], flags: Dict[str, str]) -> Settings:
     if not re.match(r"\d{1,6}\Z", window, re.ASCII) or not MIN_WINDOW <= int(window) <= MAX_WINDOW:
         raise _wrong(values, "window", "bytes, {} to {}".format(MIN_WINDOW, MAX_WINDOW))
     channel = _take(values, "channel", "")
-    if "channel" in values and not channel:
+    if "channel" in values and not _is_path(channel):
         raise _wrong(values, "channel", "a path")
     return Settings(sink, channel or None, rate, int(window))
 
@@ -110,6 +113,13 @@ def _read(path: Optional[str]) -> _Values:
             allowed = ", ".join(Settings._fields)
             raise ConfigError('{}: {}: found "{}", allowed keys are {}'.format(name, key, value, allowed))
     return {key: ("{}: {}".format(name, key), value.strip()) for key, value in values.items()}
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return bool(text) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # Python 3.6 in the C locale
+        return False
 
 
 def _take(values: _Values, key: str, default: str) -> str:

@@ -41,6 +41,7 @@ class PipeSink(Sink):
         self._path = path
         self._fd: Optional[int] = None
         self._full_ns: Optional[int] = None  # since when it is full
+        self._watched = False  # whether we are told when it is not full any more
         self._broken = False
         self._open_ns = 0
         self._gap_ns = FIRST_RETRY_NS
@@ -64,7 +65,7 @@ class PipeSink(Sink):
         except OSError as error:
             self._lost(error, now_ns)
             return 0
-        if n < len(data):
+        if n < len(data) and self._watched:  # of a file, the next write says what is wrong
             self._full_ns = now_ns
         if n:
             self._passed_on += n
@@ -97,7 +98,7 @@ class PipeSink(Sink):
         self._gap_ns = FIRST_RETRY_NS
         self._full_ns = None
         self._broken = False
-        self._loop.watch(self._fd, select.EPOLLOUT | select.EPOLLET, self._on_event)
+        self._watched = self._loop.watch(self._fd, select.EPOLLOUT | select.EPOLLET, self._on_event)
         self._say("starting")
 
     def _open(self) -> int:

@@ -12,6 +12,7 @@ settings are lost when nobody holds it) or a listening UNIX socket.
 """
 
 import errno
+import fcntl
 import os
 import socket
 import stat
@@ -79,6 +80,7 @@ class Port:
             elif stat.S_ISCHR(mode):
                 self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
                 if os.isatty(self.fd):
+                    _lock(self.fd)
                     tty.setraw(self.fd, termios.TCSANOW)
             else:
                 raise PortError("{}: neither a character device nor a socket".format(path))
@@ -133,6 +135,17 @@ def _connect(path: str) -> int:
     with link:
         link.connect(path)
         return link.detach()
+
+
+def _lock(fd: int) -> None:
+    """A terminal can be opened twice, and each reader takes what is meant for the other.
+
+    TIOCEXCL would not stop root.  Raises OSError, EBUSY as from a virtio-serial port.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OSError(errno.EBUSY, "") from None
 
 
 def _explain(error: Union[OSError, termios.error]) -> str:

@@ -184,7 +184,10 @@ class RngdSink(Sink):
         self._say(state, detail)
         self._child = self._kill_ns = None
         self._judge = Judge()
-        self._left, taken = self._pipe.take_back()
+        block, taken = self._pipe.take_back()
+        later, self._left = self._left, block + self._left
+        wipe(block)
+        wipe(later)
         self._passed_on += taken
         if now_ns >= self._started_ns + STEADY_NS:
             self._backoff_ns = FIRST_BACKOFF_NS

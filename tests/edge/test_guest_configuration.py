@@ -167,6 +167,20 @@ def test_a_named_file_must_be_there_and_readable(tmp_path: Path) -> None:
         load(str(tmp_path), {})
 
 
+@pytest.mark.parametrize("key", ["channel", "sink"])
+def test_a_path_that_is_none(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefix = "pipe:" if key == "sink" else ""
+    with pytest.raises(ConfigError, match=f"{key}: found .*, allowed is a path"):
+        load(written(tmp_path, f"[netrng]\n{key} = {prefix}/dev/a\0b\n"), {})
+
+    def ascii_only(path: str) -> bytes:  # Python 3.6 in the C locale
+        return path.encode("ascii")
+
+    monkeypatch.setattr("netrng_guest.config.os.fsencode", ascii_only)
+    with pytest.raises(ConfigError, match=f"{key}: found .*, allowed is a path"):
+        load(None, {key: f"{prefix}/tmp/é"})
+
+
 def test_an_unreadable_file(tmp_path: Path) -> None:
     path = written(tmp_path, "")
     Path(path).chmod(0)

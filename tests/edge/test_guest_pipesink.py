@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,22 @@ def test_a_full_disk_is_a_failure_and_tried_again(loop: Loop) -> None:
     assert offer(sink, DATA) == 0
     assert (sink.state, sink.detail) == ("failed", "/dev/full: No space left on device")
     assert sink.next_ns() == T0 + 200_000_000
+
+
+def test_a_file_that_takes_a_part_is_written_on_once_there_is_room(loop: Loop, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    sink = PipeSink(loop, str(tmp_path / "file"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        assert offer(sink, DATA[:300]) == 100
+        assert offer(sink, DATA[100:300]) == 0
+        assert sink.state == "failed"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert offer(sink, DATA[100:300], T0 + 10**9) == 200
+    assert (tmp_path / "file").read_bytes() == DATA[:300]
+    sink.stop()
 
 
 def test_what_cannot_be_opened(loop: Loop, tmp_path: Path) -> None:

@@ -71,6 +71,18 @@ def test_a_terminal_is_raw_after_every_open(terminal: tuple[int, str]) -> None:
         guest.close()
 
 
+def test_a_terminal_has_one_agent(terminal: tuple[int, str]) -> None:
+    _, path = terminal
+    first, second = Port(path), Port(path)
+    first.open()
+    with pytest.raises(PortError, match="another program has it open"):
+        second.open()
+    assert second.fd is None
+    first.close()
+    second.open()
+    second.close()
+
+
 def test_a_terminal_whose_host_goes() -> None:
     host, guest_end = pty.openpty()
     guest = Port(os.ttyname(guest_end))

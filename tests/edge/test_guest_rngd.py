@@ -342,6 +342,18 @@ def test_a_successor_of_another_kind_gets_what_was_left_and_no_byte_twice(feeder
     assert written.read_bytes() == stream(START_BYTES, 2 * BLOCK_SIZE)
 
 
+@modes("deaf")
+def test_one_that_dies_before_it_took_what_another_had_left_loses_none_of_it(feeder: Feeder) -> None:
+    feeder.turn()
+    feeder.sink._left = bytearray(stream(0, BLOCK_SIZE + 24))
+    feeder.offset = BLOCK_SIZE + 24
+    assert feeder.offer() == 0 and feeder.sink.pid is not None
+    os.kill(feeder.sink.pid, 9)
+    feeder.until_ended()
+    assert feeder.taken == 0
+    assert feeder.sink._left == stream(0, BLOCK_SIZE + 24)
+
+
 # --- the real ones
 
 
