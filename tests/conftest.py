@@ -9,7 +9,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,21 @@ def _tasks() -> list[object]:
     return found
 
 
+@contextmanager
+def _cancelled_by_run() -> Iterator[list[str]]:
+    """The tasks that asyncio.run() finds when its coroutine has returned; it cancels them without a word."""
+    left: list[str] = []
+    cancel: Callable[[asyncio.AbstractEventLoop], None] = asyncio.runners._cancel_all_tasks  # type: ignore[attr-defined]
+
+    def record(loop: asyncio.AbstractEventLoop) -> None:
+        left.extend(map(repr, asyncio.all_tasks(loop)))
+        cancel(loop)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio.runners, "_cancel_all_tasks", record)
+        yield left
+
+
 @pytest.fixture(autouse=True)
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compares before and after; `@pytest.mark.shared_state` exempts what session fixtures start."""
@@ -56,7 +72,8 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     threads, fds, children = set(threading.enumerate()), _descriptors(), _children()
-    yield
+    with _cancelled_by_run() as cancelled:
+        yield
     deadline = time.monotonic() + GRACE_S
     while True:
         left = {
@@ -68,9 +85,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
             break
         gc.collect()
         time.sleep(0.02)
-    tasks = _tasks()
-    if tasks:
-        left["tasks"] = [repr(task) for task in tasks]
+    left["tasks"] = [*cancelled, *map(repr, _tasks())]
     leaked = {kind: what for kind, what in left.items() if what}
     assert not leaked, f"left behind: {leaked}"
 

@@ -158,13 +158,13 @@ class Hostd:
     def write(self, config: str) -> None:
         self.config.write_text(f'control = "{self.control}"\n{config}')
 
-    def start(self, ready: bool = True) -> Hostd:
+    def start(self, ready: bool = True, **environment: str) -> Hostd:
         before = self.log.count("daemon: ready")
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-X", "dev", "-m", "netrng_hostd", "run", "--config", str(self.config)],
                 stderr=log,
-                env=ENVIRONMENT,
+                env={**ENVIRONMENT, **environment},
             )
         if ready:
             wait_for(lambda: self.log.count("daemon: ready") > before, f"ready, in {self.log!r}")

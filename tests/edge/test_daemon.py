@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -315,3 +316,40 @@ def test_the_daemon_cannot_be_dumped_and_hides_from_others(tmp_path: Path) -> No
         limits = Path(f"/proc/{hostd.process.pid}/limits").read_text()
         core = next(line for line in limits.splitlines() if line.startswith("Max core file size"))
         assert core.split()[4:6] == ["0", "0"]
+        status = Path(f"/proc/{hostd.process.pid}/status").read_text()
+        locked = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmLck"))
+        assert (locked > 0) != ("memory is not locked" in hostd.log)
+
+
+def test_a_process_that_forbids_dumps_is_not_dumpable_as_root_either() -> None:
+    text = (
+        "import ctypes; from netrng_hostd.operate.process import forbid_dumps\n"
+        "dumpable = lambda: ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)  # PR_GET_DUMPABLE\n"
+        "before = dumpable(); forbid_dumps(); print(before, dumpable())"
+    )
+    done = subprocess.run([sys.executable, "-c", text], env=ENVIRONMENT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("1 0\n", "")
+
+
+def test_the_service_manager_is_told(tmp_path: Path) -> None:
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        Hostd(tmp_path, NO_LIBVIRT + source("/dev/urandom")) as hostd,
+    ):
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(30)
+
+        def told(what: str) -> None:
+            while not manager.recv(1000).decode().startswith(what):
+                pass
+
+        hostd.start(ready=False, NOTIFY_SOCKET=str(tmp_path / "notify"))
+        told("READY=1")
+        told("WATCHDOG=1")
+        told("WATCHDOG=1")
+        hostd.send_signal(signal.SIGHUP)
+        told("RELOADING=1\nMONOTONIC_USEC=")
+        told("READY=1")
+        hostd.send_signal(signal.SIGTERM)
+        told("STOPPING=1")
+        assert hostd.process is not None and hostd.process.wait(10) == 0

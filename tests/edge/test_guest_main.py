@@ -31,9 +31,12 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the kernel's pool tak
 class Process(subprocess.Popen[bytes]):
     """The agent; ``told`` is what it printed on stderr."""
 
-    def __init__(self, folder: Path, *arguments: str, before: tuple[str, ...] = (), path: str = "") -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, before: tuple[str, ...] = (), path: str = "", **more: str
+    ) -> None:
         self.log = folder / "stderr"
         environment = {"PATH": path or "/nonexistent", "PYTHONPATH": str(GUEST), "HOME": "/nonexistent"}
+        environment.update(more)
         with self.log.open("wb") as errors:
             super().__init__(
                 [*before, sys.executable, "-S", "-m", "netrng_guest", *arguments],
@@ -280,6 +283,17 @@ def test_check_tells_what_is_missing(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "netrng-hostd attach DOMAIN" in done.stdout
     assert done.stderr == ""
+
+
+def test_systemd_is_told_by_the_agent_as_it_runs(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(DEADLINE_S)
+        arguments = ["--channel", str(tmp_path / "absent"), "--sink", "kernel"]
+        with Process(tmp_path, *arguments, NOTIFY_SOCKET=str(tmp_path / "notify")) as process:
+            assert manager.recv(100) == b"READY=1"
+            assert process.finish() == 0
+            assert manager.recv(100) == b"STOPPING=1"
 
 
 def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
