@@ -34,16 +34,20 @@ FLAGS = ("sink", "channel", "rate", "window")
 
 def main(arguments: Optional[List[str]] = None) -> int:
     """Runs the command; returns its exit code.  Never raises but SystemExit of argparse (0 or 2)."""
-    asked = _parser().parse_args(sys.argv[1:] if arguments is None else arguments)
-    flags: Dict[str, str] = {name: getattr(asked, name) for name in FLAGS if getattr(asked, name) is not None}
     try:
-        settings = load(asked.config, flags)
-        return check(settings) if asked.command == "check" else run(settings)
+        try:
+            return _obey(_parser().parse_args(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()  # now, where what goes wrong can still be said
     except ConfigError as error:
         return _fail(str(error), 2)
-    except (KeyboardInterrupt, BrokenPipeError):
+    except KeyboardInterrupt:
+        return 0
+    except BrokenPipeError:
+        _drop_output()
         return 0
     except OSError as error:
+        _drop_output()
         return _fail("{}".format(error.strerror or type(error).__name__), 1)
     except Exception as error:  # a mistake of ours: its place helps, its text may hold bytes
         place = error.__traceback__
@@ -51,6 +55,23 @@ def main(arguments: Optional[List[str]] = None) -> int:
             place = place.tb_next
         where = "{}:{}".format(place.tb_frame.f_code.co_filename, place.tb_lineno) if place else "?"
         return _fail("internal error: {} at {}".format(type(error).__name__, where), 1)
+
+
+def _drop_output() -> None:
+    """Whoever reads it has gone, or there is no room for it: the interpreter's own flush must be quiet."""
+    try:
+        stdout = sys.stdout.fileno()
+    except OSError:  # not a file's
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stdout)
+    os.close(nowhere)
+
+
+def _obey(asked: argparse.Namespace) -> int:
+    flags: Dict[str, str] = {name: getattr(asked, name) for name in FLAGS if getattr(asked, name) is not None}
+    settings = load(asked.config, flags)
+    return check(settings) if asked.command == "check" else run(settings)
 
 
 def run(settings: Settings) -> int:

@@ -33,13 +33,21 @@ from netrng_hostd.operate.status import DaemonStatus
 from netrng_hostd.roster import Roster
 from netrng_hostd.snapshot import Meters, take_snapshot
 from netrng_hostd.sources import make_source
+from netrng_hostd.sources.identity import refuse_sources
 from netrng_hostd.sources.reader import Delivery, SourceReader
 from netrng_hostd.supervision import SourceWatch
 
 log = logging.getLogger("netrng.daemon")
 
 TICK_S = 0.5
-FIXED = ("control", "reservoir", "libvirt", "sources", "policy", "admission")  # keys that need a restart
+FIXED = {  # what needs a restart, and its name in hostd.toml
+    "control": "control",
+    "reservoir": "[reservoir]",
+    "libvirt": "[libvirt]",
+    "sources": "[[source]]",
+    "policy": "[sources] policy",
+    "admission": "[admission]",
+}
 
 
 class Daemon:
@@ -103,6 +111,7 @@ class Daemon:
         systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             config = load(self._config_path)
+            refuse_sources(config)
         except ConfigError as error:
             log.error("configuration not reloaded, the running one is kept: %s", error)
         else:
@@ -120,7 +129,8 @@ class Daemon:
             self.roster.remove_static(gone.name)
         for new in set(config.channels) - set(old.channels):
             self.roster.add_static(new)
-        later = f"; takes effect after a restart: {', '.join(waiting)}" if waiting else ""
+        named = ", ".join(FIXED[name] for name in waiting)
+        later = f"; takes effect after a restart: {named}" if waiting else ""
         log.info("configuration reloaded%s", later)
 
     def _start_source(self, stack: AsyncExitStack) -> None:

@@ -79,9 +79,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help", "--version")):
         given = ["run", *given]
-    options = build_parser().parse_args(given)
     try:
-        return _run_command(options)
+        try:
+            return _run_command(build_parser().parse_args(given))
+        finally:
+            sys.stdout.flush()  # now, where what goes wrong can still be said
     except ModuleNotFoundError as error:
         text = f"the Python module {error.name} is missing; install it: pip install 'netrng-vm[hostd]'"
         print(f"netrng-hostd: {text}", file=sys.stderr)
@@ -89,9 +91,24 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone; point stdout elsewhere so that the interpreter's flush is quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:
+        _drop_output()
+        where = error.filename or "the output cannot be written"
+        print(f"netrng-hostd: {where}: {error.strerror or error}", file=sys.stderr)
+        return 1
+
+
+def _drop_output() -> None:
+    """Whoever reads it has gone, or there is no room for it: the interpreter's own flush must be quiet."""
+    try:
+        stdout = sys.stdout.fileno()
+    except OSError:  # not a file's
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stdout)
+    os.close(nowhere)
 
 
 def _run_command(options: argparse.Namespace) -> int:
@@ -110,8 +127,10 @@ def _run_configured(options: argparse.Namespace) -> int:
 
     command = options.command
     if command == "run":
+        from netrng_hostd.sources.identity import refuse_sources
+
         config = load(options.config)
-        _refuse_sources(config)
+        refuse_sources(config)
         return _run_daemon(config, options.config)
     if command == "check":
         from netrng_hostd.operate import check
@@ -133,17 +152,6 @@ def _run_configured(options: argparse.Namespace) -> int:
     for line in result.lines:
         print(line, file=sys.stderr if result.exit_code else sys.stdout)
     return int(result.exit_code)
-
-
-def _refuse_sources(config: Config) -> None:
-    """A PRNG or a file called a device is a mistake in the configuration, not trouble with a device."""
-    from netrng_hostd.config import ConfigError
-    from netrng_hostd.sources.identity import refuse_reason
-
-    for source in config.sources:
-        reason = refuse_reason(source.path, source.kind)
-        if reason is not None:
-            raise ConfigError(f"{config.file or 'built-in configuration'}: source {source.name!r}: {reason}")
 
 
 def _run_daemon(config: Config, config_path: str | None) -> int:
@@ -172,7 +180,8 @@ def _run_daemon(config: Config, config_path: str | None) -> int:
         print(f"netrng-hostd: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"netrng-hostd: {error.filename or config.control}: {error.strerror or error}", file=sys.stderr)
+        text = f"control: {error.filename or config.control}: {error.strerror or error}"
+        print(f"netrng-hostd: {text}; make its folder, or set control", file=sys.stderr)
         return 1
     finally:
         shutdown()

@@ -404,3 +404,11 @@ def test_permission_denied(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_bytes", deny)
     with pytest.raises(ConfigError, match=r"^hostd.toml: permission denied; run as root"):
         load(str(file))
+
+
+@pytest.mark.parametrize("pattern", ["uuid:", "uuid:zzz", "uuid: 8b1f", "uuid:web-1"])
+def test_a_uuid_that_can_be_none(tmp_path: Path, pattern: str) -> None:
+    path = tmp_path / "hostd.toml"
+    path.write_text(f'[[quota]]\nname = "q"\nmatch = ["*", "{pattern}"]\n')
+    with pytest.raises(ConfigError, match="match: found"):
+        load(str(path))

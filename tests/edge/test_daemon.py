@@ -180,6 +180,10 @@ def test_a_bad_reload_keeps_the_running_configuration_and_says_so(tmp_path: Path
         hostd.send_signal(signal.SIGHUP)
         wait_for(lambda: "configuration not reloaded" in hostd.log, "the log line")
         assert "nonsense" in hostd.log
+        hostd.write(config_of(tmp_path, "b", path="/dev/urandom").replace('"prng"', '"device"'))
+        hostd.send_signal(signal.SIGHUP)
+        wait_for(lambda: hostd.log.count("configuration not reloaded") == 2, "what no start would take")
+        assert hostd.log.splitlines()[-1].endswith('only kind = "prng" may read it')
         assert hostd.domain("a")["name"] == "a"
         hostd.write(config_of(tmp_path, "b", path="/dev/urandom"))
         hostd.send_signal(signal.SIGHUP)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.edge.rig import run_command
+from tests.edge.rig import ENVIRONMENT, run_command
 
 from netrng_hostd import __version__
 from netrng_hostd.main import main
@@ -84,13 +84,25 @@ def test_a_missing_library_is_one_line() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
-    done = subprocess.run(
-        f"{sys.executable} -m netrng_hostd xml | true",
-        shell=True,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        timeout=30,
-    )
-    assert done.stderr == ""
+@pytest.mark.parametrize("command", ["netrng_hostd xml", "netrng_hostd --help", "netrng_guest --help"])
+def test_a_reader_that_goes_away_is_no_error_and_a_full_disk_is_one_line(command: str) -> None:
+    arguments = [sys.executable, "-m", *command.split()]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with Path("/dev/full").open("wb") as full, os.fdopen(write_end, "wb") as unread:
+        for stdout, code, told in ((unread, 0, ""), (full, 1, "No space left on device\n")):
+            done = subprocess.run(
+                arguments, stdout=stdout, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, timeout=30
+            )
+            assert done.returncode == code
+            assert done.stderr.endswith(told) and done.stderr.count("\n") == code, done.stderr
+
+
+def test_a_missing_control_folder_is_named_with_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "hostd.toml"
+    source = '[[source]]\nkind = "prng"\npath = "/dev/urandom"\n'
+    path.write_text(f'control = "{tmp_path}/a/b/hostd.sock"\n{source}')
+    done = run_command("run", "--config", str(path))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"netrng-hostd: control: {tmp_path}/a/b: ")
+    assert done.stderr.endswith("; make its folder, or set control\n")

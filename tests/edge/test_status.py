@@ -317,6 +317,33 @@ def test_text(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert capsys.readouterr().out == drawn(STATUS)
 
 
+@pytest.mark.parametrize(
+    "form", ["as_json=False, watch=False", "as_json=True, watch=False", "as_json=False, watch=True"]
+)
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, form: str) -> None:
+    path = str(tmp_path / "hostd.sock")
+    ended: list[tuple[int, str]] = []
+    text = (
+        "import sys; from netrng_hostd import main; from netrng_hostd.operate import show, status\n"
+        "show.INTERVAL_S = 0.05\n"
+        f"main._run_command = lambda options: status.run(sys.argv[1], {form})\n"
+        "sys.exit(main.main(['status']))"
+    )
+
+    def client() -> None:
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        with os.fdopen(write_end, "wb") as unread:
+            done = subprocess.run(
+                [sys.executable, "-c", text, path], stdout=unread, stderr=subprocess.PIPE, text=True,
+                timeout=20, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )  # fmt: skip
+        ended.append((done.returncode, done.stderr))
+
+    while_serving(path, client, lambda: STATUS)
+    assert ended == [(0, "")]
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("terminal", [True, False])
 def test_watch_goes_on_until_it_is_stopped(tmp_path: Path, stop: signal.Signals, terminal: bool) -> None:

@@ -37,6 +37,7 @@ RESERVOIR_RANGE = (4096, 64 << 20)  # all of it is locked in memory
 LEAST_GENERAL = STARTUP + MIN_SAMPLE
 SUN_PATH_MAX = 107  # bytes in sockaddr_un, unix(7)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+MATCH = re.compile(r"(?!uuid:).*|uuid:[-0-9A-Fa-f*?!\[\]]+", re.DOTALL)
 NAME_ALLOWED = 'a name of letters, digits, "_", "." and "-", at most 64'
 URI_ALLOWED = 'a libvirt URI like "qemu:///system"'
 LOCAL_HOSTS = ("", "localhost", "127.0.0.1", "::1")
@@ -141,7 +142,8 @@ def read_quotas(file: str, tables: list[Table]) -> tuple[QuotaRule, ...]:
 def _match(table: Table) -> tuple[str, ...]:
     allowed = 'an array of patterns over names like ["db-*"], or of "uuid:" and a UUID'
     match = table.texts("match", (), allowed)
-    if not match:
+    mistyped = [pattern for pattern in match if not MATCH.fullmatch(pattern)]
+    if not match or mistyped:
         raise table.wrong("match", list(match), allowed)
     return match
 

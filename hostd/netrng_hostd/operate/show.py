@@ -46,10 +46,15 @@ def show(control: str, *, as_json: bool = False, watch: bool = False, console: C
     return 0
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:  # rich's own would end the process with 1
+        raise BrokenPipeError
+
+
 def _console() -> Console:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows "?" for a bar
-    return Console(highlight=False, markup=False, emoji=False)
+    return _Console(highlight=False, markup=False, emoji=False)
 
 
 def _place(control: str) -> str:

@@ -10,6 +10,8 @@ import os
 import stat
 from pathlib import Path
 
+from netrng_hostd.config import Config, ConfigError
+
 RNG_CURRENT = Path("/sys/class/misc/hw_random/rng_current")
 
 # Documentation/admin-guide/devices.txt: 1:8 is /dev/random, 1:9 is /dev/urandom, 10:183 is /dev/hwrng.
@@ -39,6 +41,17 @@ def refuse_reason(path: str, kind: str) -> str | None:
     except (OSError, ValueError):
         return None
     return refuse_status(status, path, kind)
+
+
+def refuse_sources(config: Config) -> None:
+    """A PRNG or a file called a device is a mistake in the configuration, not trouble with a device.
+
+    Raises ConfigError.
+    """
+    for source in config.sources:
+        reason = refuse_reason(source.path, source.kind)
+        if reason is not None:
+            raise ConfigError(f"{config.file or 'built-in configuration'}: source {source.name!r}: {reason}")
 
 
 def refuse_status(status: os.stat_result, path: str, kind: str) -> str | None:
