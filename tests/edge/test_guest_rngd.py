@@ -364,12 +364,9 @@ def fetched(package: str) -> Path:
     if not binary.exists():
         if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
             pytest.skip("no apt-get to fetch rngd with")
-        from bed.packages import BedError, _unpacked
+        from bed.packages import _unpacked
 
-        try:
-            _unpacked(cache, package)
-        except BedError as error:
-            pytest.skip(str(error))
+        _unpacked(cache, package)
     return binary
 
 
