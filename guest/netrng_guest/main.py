@@ -21,6 +21,7 @@ from .pipesink import PipeSink, StdoutClosed, StdoutSink
 from .port import Port
 from .rngd import RngdSink
 from .sink import KernelSink, Sink
+from .stdio import drop_output, fill_closed
 
 EXAMPLE = """\
 examples:
@@ -34,9 +35,12 @@ FLAGS = ("sink", "channel", "rate", "window")
 
 def main(arguments: Optional[List[str]] = None) -> int:
     """Runs the command; returns its exit code.  Never raises but SystemExit of argparse (0 or 2)."""
+    output_closed = fill_closed()
     try:
         try:
-            return _obey(_parser().parse_args(sys.argv[1:] if arguments is None else arguments))
+            return _obey(
+                _parser().parse_args(sys.argv[1:] if arguments is None else arguments), output_closed
+            )
         finally:
             sys.stdout.flush()  # now, where what goes wrong can still be said
     except ConfigError as error:
@@ -44,10 +48,10 @@ def main(arguments: Optional[List[str]] = None) -> int:
     except KeyboardInterrupt:
         return 0
     except BrokenPipeError:
-        _drop_output()
+        drop_output()
         return 0
     except OSError as error:
-        _drop_output()
+        drop_output()
         return _fail("{}".format(error.strerror or type(error).__name__), 1)
     except Exception as error:  # a mistake of ours: its place helps, its text may hold bytes
         place = error.__traceback__
@@ -57,21 +61,16 @@ def main(arguments: Optional[List[str]] = None) -> int:
         return _fail("internal error: {} at {}".format(type(error).__name__, where), 1)
 
 
-def _drop_output() -> None:
-    """Whoever reads it has gone, or there is no room for it: the interpreter's own flush must be quiet."""
-    try:
-        stdout = sys.stdout.fileno()
-    except OSError:  # not a file's
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stdout)
-    os.close(nowhere)
-
-
-def _obey(asked: argparse.Namespace) -> int:
+def _obey(asked: argparse.Namespace, output_closed: bool) -> int:
     flags: Dict[str, str] = {name: getattr(asked, name) for name in FLAGS if getattr(asked, name) is not None}
     settings = load(asked.config, flags)
-    return check(settings) if asked.command == "check" else run(settings)
+    if asked.command == "check":
+        return check(settings)
+    if settings.sink == "stdout" and output_closed:
+        raise ConfigError(
+            "sink: stdout, but standard output is closed; allowed: a file, a pipe or a terminal"
+        )
+    return run(settings)
 
 
 def run(settings: Settings) -> int:

@@ -12,6 +12,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from netrng_guest.stdio import drop_output, fill_closed
 from netrng_hostd import __version__
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
+    fill_closed()
     given = sys.argv[1:] if arguments is None else arguments
     if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help", "--version")):
         given = ["run", *given]
@@ -91,24 +93,13 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        _drop_output()
+        drop_output()
         return 0
     except OSError as error:
-        _drop_output()
+        drop_output()
         where = error.filename or "the output cannot be written"
         print(f"netrng-hostd: {where}: {error.strerror or error}", file=sys.stderr)
         return 1
-
-
-def _drop_output() -> None:
-    """Whoever reads it has gone, or there is no room for it: the interpreter's own flush must be quiet."""
-    try:
-        stdout = sys.stdout.fileno()
-    except OSError:  # not a file's
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stdout)
-    os.close(nowhere)
 
 
 def _run_command(options: argparse.Namespace) -> int:

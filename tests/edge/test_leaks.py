@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -23,10 +24,6 @@ def test_a_task_that_run_cancels() -> None:
         KEPT.append(asyncio.get_running_loop().create_task(asyncio.sleep(60)))
     asyncio.run(main())
 
-def test_a_task_of_a_loop_of_its_own() -> None:
-    loop = asyncio.new_event_loop()
-    KEPT.extend([loop, loop.create_task(asyncio.sleep(60))])
-
 def test_a_thread() -> None:
     threading.Thread(target=threading.Event().wait, args=(20,), daemon=True).start()
 
@@ -34,8 +31,11 @@ def test_a_descriptor() -> None:
     KEPT.append(os.open("/dev/null", os.O_RDONLY))
 
 def test_a_subprocess() -> None:
-    KEPT.append(subprocess.Popen(["sleep", "20"]))
     KEPT.append(subprocess.Popen(["sleep", "20"], start_new_session=True))
+
+def test_a_task_of_a_loop_of_its_own() -> None:
+    loop = asyncio.new_event_loop()
+    KEPT.extend([loop, loop.create_task(asyncio.sleep(60))])
 
 def test_end() -> None:
     for kept in KEPT:
@@ -52,10 +52,21 @@ def test_what_is_left_behind_is_seen(tmp_path: Path) -> None:
             sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist",
             "-p", "tests.conftest", "--rootdir", str(tmp_path), str(tmp_path),
         ],
-        cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
+        cwd=tmp_path, capture_output=True, text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "2000"},
     )  # fmt: skip
-    erred = re.findall(r"^ERROR \S+::test_(\w+)", done.stdout, re.MULTILINE)
-    assert erred[:5] == [
-        "a_task_that_run_cancels", "a_task_of_a_loop_of_its_own", "a_thread", "a_descriptor", "a_subprocess",
-    ], done.stdout + done.stderr  # fmt: skip
-    assert "nothing" not in erred
+    found = {
+        name: set(ast.literal_eval(kinds))
+        for name, kinds in re.findall(
+            r"test_leaking\.py::test_(\w+) - .*left behind: (\{.*\})$", done.stdout, re.M
+        )
+    }
+    # The task that stays pending is the last: every test after it would be told of it as well.
+    assert found == {
+        "a_task_that_run_cancels": {"tasks"},
+        "a_thread": {"threads"},
+        "a_descriptor": {"file descriptors"},
+        "a_subprocess": {"subprocesses"},
+        "a_task_of_a_loop_of_its_own": {"tasks", "file descriptors"},
+        "end": {"tasks"},
+    }, done.stdout + done.stderr

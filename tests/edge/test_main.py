@@ -98,6 +98,34 @@ def test_a_reader_that_goes_away_is_no_error_and_a_full_disk_is_one_line(command
             assert done.stderr.endswith(told) and done.stderr.count("\n") == code, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "code", "told"),
+    [
+        ("netrng_hostd --version", 0, ""),
+        ("netrng_hostd xml", 0, ""),
+        ("netrng_hostd status", 3, "no daemon answers"),
+        ("netrng_guest --version", 0, ""),
+        ("netrng_guest --sink stdout", 2, "sink: stdout, but standard output is closed"),
+    ],
+)
+def test_closed_standard_files_are_no_internal_error(command: str, code: int, told: str) -> None:
+    line = f"exec {sys.executable} -m {command} >&-"
+    done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, timeout=30)
+    assert (done.returncode, done.stderr.count("\n")) == (code, int(bool(told))), done.stderr
+    assert told in done.stderr
+    assert subprocess.run(["sh", "-c", f"{line} <&- 2>&-"], env=ENVIRONMENT, timeout=30).returncode == code
+
+
+def test_no_file_opened_later_becomes_a_standard_file() -> None:
+    text = (
+        "import os, sys; from netrng_guest.stdio import fill_closed; os.closerange(0, 3)\n"
+        "fill_closed()\n"
+        "ends = os.pipe()\n"
+        "sys.exit(min(ends) < 3 or {os.readlink(f'/proc/self/fd/{n}') for n in range(3)} != {'/dev/null'})"
+    )
+    assert subprocess.run([sys.executable, "-c", text], env=ENVIRONMENT, timeout=30).returncode == 0
+
+
 def test_a_missing_control_folder_is_named_with_its_key(tmp_path: Path) -> None:
     path = tmp_path / "hostd.toml"
     source = '[[source]]\nkind = "prng"\npath = "/dev/urandom"\n'
