@@ -51,9 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--config", metavar="F", help="configuration file (/etc/netrng/hostd.toml)")
 
     def add_connect(command: argparse.ArgumentParser) -> None:
-        command.add_argument("domain", metavar="DOMAIN", help="name or UUID")
+        command.add_argument("domain", metavar="DOMAIN", type=_utf8, help="name or UUID")
         command.add_argument(
-            "--connect", metavar="URI", default="qemu:///system", help="libvirt URI (%(default)s)"
+            "--connect", metavar="URI", type=_utf8, default="qemu:///system", help="libvirt URI (%(default)s)"
         )
 
     run = add("run", "run the daemon in the foreground (the default)", "netrng-hostd run --config hostd.toml")
@@ -73,6 +73,15 @@ def build_parser() -> argparse.ArgumentParser:
     variant.add_argument("--xen", action="store_true", help="for a Xen domain")
     variant.add_argument("--virtio-rng", action="store_true", help="a virtio-rng device instead, no agent")
     return parser
+
+
+def _utf8(argument: str) -> str:
+    """What libvirt's binding can pass on."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("it is not UTF-8") from None
+    return argument
 
 
 def main(arguments: list[str] | None = None) -> int:

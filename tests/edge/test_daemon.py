@@ -105,9 +105,14 @@ def test_a_reconnecting_guest_gets_a_new_session_and_no_byte_again(tmp_path: Pat
         for sessions in range(1, 6):
             wait_for_more(guest, 1_000, f"served in session {sessions}")
             guest.hang_up()
+        wait_for_more(guest, 1_000, "served in the last session")
         assert len(set(guest.sessions)) == len(guest.sessions)
         assert_disjoint(data, given(guest))
-        wait_for(lambda: hostd.domain("a")["bytes_lost"] > 0, "what was in flight is lost")
+        lost = hostd.domain("a")["bytes_lost"]
+        guest.answer = False
+        wait_for(lambda: hostd.domain("a")["in_flight"] == guest.ask, "all that it asked for, unacknowledged")
+        guest.hang_up()
+        wait_for(lambda: hostd.domain("a")["bytes_lost"] == lost + guest.ask, "what was in flight is lost")
         assert hostd.status()["ledger_ok"]
 
 

@@ -41,6 +41,8 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         ["attach"],
         ["run", "--nonsense"],
         ["xml", "--xen", "--virtio-rng"],
+        ["attach", "\udcff"],
+        ["detach", "web-1", "--connect", "test:///\udcff"],
     ],
 )
 def test_misuse_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
