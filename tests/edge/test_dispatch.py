@@ -97,27 +97,30 @@ def test_a_limit_is_waited_for_with_a_full_reservoir_and_no_delivery() -> None:
 
 
 class GoodThenStuck:
-    """A source of 20,000 random bytes, and then zeros."""
+    """A source of 20,000 random bytes, and then zeros until it is mended."""
 
     def __init__(self) -> None:
         self.given = 0
+        self.mended = False
 
     def open(self) -> None: ...
     def close(self) -> None: ...
     def kernel_name(self) -> None: ...
 
     def read_into(self, view: memoryview) -> int:
-        view[:] = os.urandom(len(view)) if self.given < 20_000 else bytes(len(view))
+        good = self.given < 20_000 or self.mended
+        view[:] = os.urandom(len(view)) if good else bytes(len(view))
         self.given += len(view)
         return len(view)
 
 
-def test_nothing_is_sent_once_the_reader_knows_of_an_alarm_however_busy_the_loop() -> None:
+def test_nothing_is_sent_once_the_reader_knows_of_an_alarm_until_the_source_has_recovered() -> None:
     async def scenario() -> None:
         taker = Taker(60_000)
         dispatcher = make(taker)
+        source = GoodThenStuck()
         reader = SourceReader(
-            GoodThenStuck(), HealthTests(), asyncio.get_running_loop(),
+            source, HealthTests(), asyncio.get_running_loop(),
             deliver=dispatcher.deliver, state_changed=lambda _: None, max_read=512,
         )  # fmt: skip
         reader.start()
@@ -127,6 +130,8 @@ def test_nothing_is_sent_once_the_reader_knows_of_an_alarm_however_busy_the_loop
             await until(lambda: taker.destroyed)
             assert taker.taken == 0
             assert dispatcher.reservoir.available + dispatcher.reservoir.seed_available == 0
+            source.mended = True
+            await until(lambda: taker.taken >= 20_000)
         finally:
             await asyncio.to_thread(reader.stop)
             dispatcher.stop()
