@@ -13,11 +13,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import libvirt
 from rich import box
@@ -62,13 +61,20 @@ def main() -> int:
     libvirt.registerErrorHandler(lambda *_: None, None)  # it would print what is raised as well
     console = Console(highlight=False)
     try:
-        return run(console, int(os.environ.get("DEMO_SECONDS", "60")))
+        return run(console, feeding_seconds(os.environ.get("DEMO_SECONDS", "60")))
     except KeyboardInterrupt:
         console.print("\ninterrupted; everything is cleaned up")
         return 130
     except (BedError, subprocess.SubprocessError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
+
+
+def feeding_seconds(given: str) -> int:
+    """What DEMO_SECONDS says.  Raises BedError."""
+    if not given.isdecimal() or not 1 <= int(given) <= 86400:
+        raise BedError(f"DEMO_SECONDS={given}: allowed: 1 to 86400")
+    return int(given)
 
 
 def run(console: Console, seconds: int) -> int:
@@ -86,9 +92,11 @@ def run(console: Console, seconds: int) -> int:
         control = run_directory.path / "hostd.sock"
         config.write_text(hostd_toml(control, libvirtd.uri, kind, path))
         step(f"netrng-hostd on {path}: {' '.join(become_root)} netrng-hostd run --config {config}")
-        hostd = [*become_root, sys.executable, "-m", "netrng_hostd"]
-        log = stack.enter_context((run_directory.path / "hostd.log").open("wb"))
-        daemon = stack.enter_context(process([*hostd, "run", "--config", str(config)], become_root, log))
+        hostd = [sys.executable, "-m", "netrng_hostd"]
+        log_path = run_directory.path / "hostd.log"
+        log = stack.enter_context(log_path.open("wb"))
+        command = [*hostd, "run", "--config", str(config)]
+        daemon = Daemon(stack.enter_context(process(command, become_root, log)), log_path)
         step(f"{len(QUOTAS)} VMs, each with netrng-guest and rngd")
         vms = [
             VM(
@@ -104,12 +112,13 @@ def run(console: Console, seconds: int) -> int:
         for vm in vms:
             stack.callback(vm.close)
             vm.start(wait=False)
-        query = [*hostd, "status", "--config", str(config)]
+        status = [*hostd, "status", "--config", str(config)]
+        query = [*become_root, *status]
         wait_until(lambda: all_open(query), daemon, 120, "all agents to answer")
-        before, credited_before = status_of(query), credits(vms)
+        before, credited_before = answer_of(query, daemon), credits(vms)
         step(f"{seconds} s of feeding, as `netrng-hostd status --watch` shows it (Ctrl-C ends the demo)")
-        watch(query, seconds, console)
-        after, credited_after = status_of(query), credits(vms)
+        watch(status, become_root, seconds, console, daemon)
+        after, credited_after = answer_of(query, daemon), credits(vms)
         credited = {name: now - credited_before[name] for name, now in credited_after.items()}
         done = report(console, before, after, credited)
         step("cleaning up")
@@ -172,23 +181,58 @@ path = "{path}"
 
 
 @contextlib.contextmanager
-def process(command: list[str], become_root: list[str], log: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is told to end when the block does; in its own session, for Ctrl-C is ours to handle."""
-    started = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+def process(
+    command: list[str], become_root: list[str], log: IO[bytes] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """``command``, as root, until the block ends; stderr goes to ``log``.
+
+    In its own process group, for Ctrl-C is ours to handle; but in our session, for sudo remembers a password
+    by terminal and session. A process group in the background could not ask for it.
+    """
+    started = subprocess.Popen(
+        [*become_root, *(["-n"] if become_root else []), *command],
+        stderr=log,
+        stdin=subprocess.DEVNULL,
+        # One system call, so it is safe; Popen's own way came with Python 3.11.
+        preexec_fn=os.setpgrp,  # noqa: PLW1509
+    )
     try:
         yield started
     finally:
-        # Through sudo the daemon belongs to root, and only root may end it; its group has its leader's pid.
+        # Through sudo the process belongs to root, and only root may end it; its group has its leader's pid.
         if started.poll() is None:
             end = "import os, signal, sys; os.killpg(int(sys.argv[1]), signal.SIGTERM)"
             subprocess.run([*become_root, sys.executable, "-c", end, str(started.pid)], check=False)
         started.wait(20)
 
 
+class Daemon(NamedTuple):
+    """netrng-hostd, or the sudo that runs it, and its log."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def must_run(self) -> None:
+        """Raises BedError, with the last line of the log, when it has ended."""
+        code = self.process.poll()
+        if code is not None:
+            last = self.log.read_text(errors="replace").strip().rpartition("\n")[2]
+            raise BedError(f"netrng-hostd ended with exit code {code}: {last}")
+
+
 def status_of(query: list[str]) -> dict[str, Any]:
     """`status --json`; empty while no daemon answers."""
     answer = subprocess.run([*query, "--json"], capture_output=True, check=False)
     return dict(json.loads(answer.stdout)) if answer.returncode == 0 else {}
+
+
+def answer_of(query: list[str], daemon: Daemon) -> dict[str, Any]:
+    """The same; raises BedError when none answers."""
+    status = status_of(query)
+    if not status:
+        daemon.must_run()
+        raise BedError("netrng-hostd does not answer")
+    return status
 
 
 def all_open(query: list[str]) -> bool:
@@ -198,36 +242,30 @@ def all_open(query: list[str]) -> bool:
     )
 
 
-def wait_until(
-    condition: Callable[[], bool], daemon: subprocess.Popen[bytes], deadline_s: float, what: str
-) -> None:
+def wait_until(condition: Callable[[], bool], daemon: Daemon, deadline_s: float, what: str) -> None:
     """Raises BedError when the deadline passes or the daemon ends."""
     end = time.monotonic() + deadline_s
     while not condition():
-        if daemon.poll() is not None:
-            raise BedError(f"netrng-hostd ended with exit code {daemon.returncode} while waiting for {what}")
+        daemon.must_run()
         if time.monotonic() > end:
             raise BedError(f"waited {deadline_s:.0f} s for {what}")
         time.sleep(0.3)
 
 
-def watch(query: list[str], seconds: int, console: Console) -> None:
-    """Shows the status live on a terminal, every ten seconds elsewhere."""
-    if console.is_terminal:
-        live = subprocess.Popen([*query, "--watch"], start_new_session=len(query) > 5 and query[0] == "sudo")
-        timer = threading.Timer(seconds, live.terminate)
-        timer.start()
-        try:
-            live.wait()
-        finally:
-            timer.cancel()
-            live.terminate()
-            live.wait()
-        return
+def watch(status: list[str], become_root: list[str], seconds: int, console: Console, daemon: Daemon) -> None:
+    """Shows the status live on a terminal, every ten seconds elsewhere; ends early only with an error."""
     end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        time.sleep(min(10.0, left))
-        subprocess.run(query, check=False)
+    if not console.is_terminal:
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(10.0, left))
+            daemon.must_run()
+            subprocess.run([*become_root, *status], check=False)
+        return
+    with process([*status, "--watch"], become_root) as live:
+        while (left := end - time.monotonic()) > 0:
+            daemon.must_run()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                raise BedError(f"netrng-hostd status ended with exit code {live.wait(min(1.0, left))}")
 
 
 def due(quotas: tuple[DemoQuota, ...], total: float) -> dict[str, float]:

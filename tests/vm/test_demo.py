@@ -6,6 +6,8 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,34 @@ from bed.packages import ROOT, Artefacts
 from rich.console import Console
 from tests.edge.rig import wait_for
 from tests.vm.rig import PYZ
+
+PASSWORD = "pw"
+HASH = (  # crypt(5), of the password
+    "$6$netrngdemo$TGTp9w7OFOJWcm71tv2csACVtISHvgmgVHymTxXTx2WGLo2.Z5ygovOjToTp44HdCc/duDK/ZjhNk8X6r9Tpg/"
+)
+# Runs in a namespace of mounts of its own, so that the machine's users and rights stay as they are.
+WITH_A_PASSWORD = """
+mount --make-rprivate / && mount -t tmpfs tmpfs /run &&
+mount --bind "$1/sudoers" /etc/sudoers && mount --bind "$1/shadow" /etc/shadow &&
+exec script -qec "$2" /dev/null
+"""
+AS_NOBODY = """
+import os, pwd, subprocess
+from pathlib import Path
+from bed import demo
+from rich.console import Console
+nobody, seen = pwd.getpwnam("nobody"), Path("/run/seen")
+os.setgroups([])
+os.setresgid(*[nobody.pw_gid] * 3)
+os.setresuid(*[nobody.pw_uid] * 3)
+console = Console(force_terminal=True)
+subprocess.run(["sudo", "true"], check=True)
+with demo.process(["sh", "-c", 'id -u > "$0"; exec sleep 60', str(seen)], ["sudo"]) as started:
+    daemon = demo.Daemon(started, seen)
+    demo.wait_until(lambda: seen.exists() and seen.read_text() == "0\\n", daemon, 20, "a process of root's")
+    demo.watch(["sh", "-c", 'echo "watched with $0"; exec sleep 60'], ["sudo"], 1, console, daemon)
+print("all has ended")
+"""
 
 may_be_root = os.geteuid() == 0 or subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode == 0
 
@@ -48,6 +78,34 @@ def test_interrupted_it_cleans_up(bed: Artefacts, tmp_path: Path) -> None:
             running.wait(60)
     assert "interrupted; everything is cleaned up" in log.read_text()
     assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("sudo") is None, reason="root gives a user sudo with a password"
+)
+@pytest.mark.parametrize("pty", ["use_pty", "!use_pty"])
+def test_a_sudo_that_asks_for_a_password_is_asked_once(pty: str, tmp_path: Path) -> None:
+    (tmp_path / "sudoers").write_text(f"Defaults {pty}, lecture=never\nnobody ALL=(ALL) ALL\n")
+    (tmp_path / "shadow").write_text(f"root:*:19000::::::\nnobody:{HASH}:19000::::::\n")
+    (tmp_path / "sudoers").chmod(0o440)
+    (tmp_path / "as_nobody.py").write_text(AS_NOBODY)
+    inner = shlex.join([sys.executable, str(tmp_path / "as_nobody.py")])
+    with subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", WITH_A_PASSWORD, "sh", str(tmp_path), inner],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "LC_ALL": "C"},
+    ) as terminal:  # fmt: skip
+        assert terminal.stdin is not None and terminal.stdout is not None
+        said, output = b"", terminal.stdout.fileno()
+        while piece := os.read(output, 4096):
+            said += piece
+            if piece.rstrip().endswith(b"password for nobody:"):
+                terminal.stdin.write(PASSWORD.encode() + b"\n")
+                terminal.stdin.flush()
+    text = said.decode()
+    assert terminal.returncode == 0, text
+    assert text.count("password for nobody") == 1, text
+    assert "watched with --watch" in text and "all has ended" in text, text
 
 
 @pytest.mark.parametrize("rng", ["/nonexistent/hwrng", "/dev/null"])
