@@ -261,7 +261,9 @@ def watch(status: list[str], become_root: list[str], seconds: int, console: Cons
             daemon.must_run()
             subprocess.run([*become_root, *status], check=False)
         return
-    with process([*status, "--watch"], become_root) as live:
+    # A sudo in the background does not pass the terminal's size on.
+    size = ["env", f"COLUMNS={console.width}", f"LINES={console.height}"]
+    with process([*size, *status, "--watch"], become_root) as live:
         while (left := end - time.monotonic()) > 0:
             daemon.must_run()
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -16,20 +16,22 @@ from .wire import SEED_SIZE
 
 BLOCK_SIZE = 2500  # what rngd tests at a time: FIPS 140-2's 20,000 bits
 DEFAULT_WINDOW = 4096
+ASKS_PER_SECOND = 16
 SECOND_NS = 10**9
 
 
 class Demand:
     """The demand of one session, which opened at ``now_ns``.
 
-    ``rate``: bytes per second or None; ``window``: bytes; ``piece``: bytes that the sink takes at once.
+    ``rate``: bytes per second or None; ``window``: bytes; ``piece``: bytes that the sink takes at once. More
+    at once is asked for where that still makes sixteen times a second: each time costs the host a frame.
     """
 
     def __init__(self, rate: Optional[int], window: int, piece: int, now_ns: int) -> None:
         self._rate = rate
         self._window = window
-        self._piece = piece
-        self._cap_ns = max(window, piece) * SECOND_NS
+        self._piece = max(piece, min(max((rate or 0) // ASKS_PER_SECOND, SEED_SIZE), window // 4))
+        self._cap_ns = max(window, self._piece) * SECOND_NS
         self._earned_ns = 0  # byte nanoseconds, so that nothing is lost to rounding
         self._since_ns = now_ns
         self._allowed = SEED_SIZE + BLOCK_SIZE  # bytes of the session, seed included

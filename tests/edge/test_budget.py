@@ -24,6 +24,13 @@ def test_a_guest_that_answers_its_samples_is_never_paused() -> None:
         assert budget.spend(48, tick) == 0
 
 
+def test_neither_is_one_whose_frames_come_in_the_pieces_of_a_xen_console() -> None:
+    budget = InboundBudget(0)
+    for tick in range(100_000):
+        budget.sample_sent(32)
+        assert [budget.spend(16, tick) for _ in range(3)] == [0, 0, 0]
+
+
 def test_a_guest_that_grants_byte_by_byte_is_paused() -> None:
     budget = InboundBudget(0)
     paused = 0
