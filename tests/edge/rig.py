@@ -22,6 +22,7 @@ from netrng_guest import wire
 
 F_SETPIPE_SZ = 1031  # fcntl(2); Python names it from 3.10 on
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "error"}
+ENVIRONMENT.pop("PYTHONUNBUFFERED", None)  # some containers set it, and then no flush at the end can fail
 
 
 def wait_for(condition: Callable[[], Any], what: str, deadline_s: float = 30.0) -> Any:
