@@ -7,6 +7,9 @@ import hashlib
 from collections.abc import Iterable
 
 PROBE = 8  # bytes; two equal runs of them in megabytes are beyond chance
+JOINT = (
+    4  # bytes; that so many are equal by chance where a part that cannot be told begins or ends is as well
+)
 
 
 def stream(length: int, key: bytes = b"netrng") -> bytes:
@@ -17,10 +20,10 @@ def stream(length: int, key: bytes = b"netrng") -> bytes:
 def spans(data: bytes, piece: bytes, after: int = 0) -> list[tuple[int, int]]:
     """The parts of ``data``, as (start, end), that ``piece`` is put together from, in order.
 
-    Parts shorter than PROBE cannot be told and are left out; so are, where two parts meet, the bytes that may
-    be the end of the one or the beginning of the other, because chance made them equal (one in 256 times at
-    least one is).  AssertionError if the piece holds anything
-    else that is not in ``data``.  ``after`` is where the first part is looked for first.
+    Parts shorter than PROBE cannot be told and are left out, with JOINT bytes on either side; so are, where
+    two parts meet, the bytes that may be the end of the one or the beginning of the other, because chance
+    made them equal (one in 256 times at least one is).  AssertionError if the piece holds anything else that
+    is not in ``data``.  ``after`` is where the first part is looked for first.
     """
     found: list[tuple[int, int]] = []
     position = unexplained = 0
@@ -35,20 +38,34 @@ def spans(data: bytes, piece: bytes, after: int = 0) -> list[tuple[int, int]]:
             unexplained += 1
             assert unexplained < PROBE, f"bytes that the source never gave, up to offset {position}"
             continue
-        if found and not unexplained:
-            start, end = found[-1]
-            may_be_either = 0
-            while end - may_be_either > start and place > may_be_either and (
-                data[place - may_be_either - 1] == piece[position - may_be_either - 1]
-            ):
-                may_be_either += 1
-            found[-1] = (start, end - may_be_either)
         length = _common(data, place, piece, position)
+        if unexplained:
+            _shorten(found, JOINT)
+            found.append((place + min(JOINT, length), place + length))
+        else:
+            _shorten(found, _equal_before(data, place, piece, position))
+            found.append((place, place + length))
         after = place + length
-        found.append((place, after))
         position += length
         unexplained = 0
+    if unexplained:
+        _shorten(found, JOINT)
     return found
+
+
+def _shorten(found: list[tuple[int, int]], n_bytes: int) -> None:
+    """Leaves out the last part's last bytes."""
+    if found:
+        start, end = found[-1]
+        found[-1] = (start, max(start, end - n_bytes))
+
+
+def _equal_before(data: bytes, place: int, piece: bytes, position: int) -> int:
+    """How many bytes up to there are equal."""
+    n = 0
+    while min(place, position) > n and data[place - n - 1] == piece[position - n - 1]:
+        n += 1
+    return n
 
 
 def _common(data: bytes, place: int, piece: bytes, position: int) -> int:

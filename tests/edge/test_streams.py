@@ -12,7 +12,7 @@ DATA = stream(100_000)
 def test_pieces_are_found_where_they_are() -> None:
     assert spans(DATA, DATA[500:900]) == [(500, 900)]
     assert spans(DATA, DATA[500:900] + DATA[964:1003]) == [(500, 900), (964, 1003)]
-    assert spans(DATA, DATA[500:507] + DATA[571:1003]) == [(571, 1003)]
+    assert spans(DATA, DATA[500:507] + DATA[571:1003]) == [(575, 1003)]
 
 
 def test_disjoint_pieces_are_counted() -> None:
@@ -41,3 +41,14 @@ def test_where_two_parts_meet_chance_is_no_alarm() -> None:
     assert_disjoint(DATA, [piece, between])
     with pytest.raises(AssertionError, match=f"given out twice: {end - 32} to {end} of"):
         assert_disjoint(DATA, [piece, DATA[end - 32 : end + 64]])
+
+
+def test_neither_is_it_beside_a_part_that_is_too_short_to_be_told() -> None:
+    end = next(n for n in range(64, 4096) if DATA[n] == DATA[n + 64])
+    assert_disjoint(
+        DATA, [DATA[:end] + DATA[end + 64 : end + 70] + DATA[end + 99 : end + 199], DATA[end : end + 64]]
+    )
+    begin = next(n for n in range(64, 4096) if DATA[n - 1] == DATA[n + 63])
+    assert_disjoint(
+        DATA, [DATA[:32] + DATA[begin - 6 : begin] + DATA[begin + 64 : begin + 99], DATA[begin : begin + 64]]
+    )
