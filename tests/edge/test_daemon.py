@@ -49,6 +49,10 @@ def wait_for_more(guest: Guest, n_bytes: int, what: str) -> None:
     wait_for(lambda: len(guest.taken) >= before + n_bytes, what)
 
 
+def wait_for_session(guest: Guest, number: int) -> None:
+    wait_for(lambda: len(guest.sessions) == number, f"session {number}")
+
+
 def given(*served: Guest) -> list[bytes]:
     """The samples that the guests took, one by one."""
     found = []
@@ -102,10 +106,11 @@ def test_a_reconnecting_guest_gets_a_new_session_and_no_byte_again(tmp_path: Pat
         Hostd(tmp_path, config_of(tmp_path, "a")) as hostd,
     ):
         hostd.start()
-        for sessions in range(1, 6):
-            wait_for_more(guest, 1_000, f"served in session {sessions}")
-            guest.hang_up()
-        wait_for_more(guest, 1_000, "served in the last session")
+        for number in range(1, 7):
+            wait_for_session(guest, number)
+            wait_for_more(guest, 1_000, f"served in session {number}")
+            if number < 6:
+                guest.hang_up()
         assert len(set(guest.sessions)) == len(guest.sessions)
         assert_disjoint(data, given(guest))
         lost = hostd.domain("a")["bytes_lost"]
