@@ -8,6 +8,7 @@ from typing import List, Optional
 from . import port, variants
 from .config import Settings
 from .kernel import DEVICE
+from .stdio import tell
 
 CAP_SYS_ADMIN = 21  # linux/capability.h: what RNDADDENTROPY asks for
 INSTALL = "apt install rng-tools5, or dnf install rng-tools; or --sink kernel, which needs none"
@@ -44,7 +45,7 @@ def check(settings: Settings, sysfs: str = port.SYSFS, dev: str = port.DEV) -> i
         _check_rngd(found)
     elif settings.sink.startswith("pipe:"):
         _check_pipe(found, settings.sink.split(":", 1)[1])
-    print("\n".join(found.lines))
+    tell("\n".join(found.lines))
     return 1 if found.wrong else 0
 
 

@@ -21,7 +21,7 @@ from .pipesink import PipeSink, StdoutClosed, StdoutSink
 from .port import Port
 from .rngd import RngdSink
 from .sink import KernelSink, Sink
-from .stdio import drop_output, fill_closed
+from .stdio import complain, drop, fill_closed, flush_output
 
 EXAMPLE = """\
 examples:
@@ -30,6 +30,7 @@ examples:
   netrng-guest --sink stdout | head -c 1000 > some.bytes
   netrng-guest check                    what is missing in this VM, and how to mend it
 """
+NAME = "netrng-guest"
 FLAGS = ("sink", "channel", "rate", "window")
 
 
@@ -42,23 +43,26 @@ def main(arguments: Optional[List[str]] = None) -> int:
                 _parser().parse_args(sys.argv[1:] if arguments is None else arguments), output_closed
             )
         finally:
-            sys.stdout.flush()  # now, where what goes wrong can still be said
+            flush_output()
     except ConfigError as error:
-        return _fail(str(error), 2)
+        complain(NAME, str(error))
+        return 2
     except KeyboardInterrupt:
         return 0
     except BrokenPipeError:
-        drop_output()
+        drop(sys.stdout)
         return 0
     except OSError as error:
-        drop_output()
-        return _fail("{}".format(error.strerror or type(error).__name__), 1)
+        drop(sys.stdout)
+        complain(NAME, "{}".format(error.strerror or type(error).__name__))
+        return 1
     except Exception as error:  # a mistake of ours: its place helps, its text may hold bytes
         place = error.__traceback__
         while place is not None and place.tb_next is not None:
             place = place.tb_next
         where = "{}:{}".format(place.tb_frame.f_code.co_filename, place.tb_lineno) if place else "?"
-        return _fail("internal error: {} at {}".format(type(error).__name__, where), 1)
+        complain(NAME, "internal error: {} at {}".format(type(error).__name__, where))
+        return 1
 
 
 def _obey(asked: argparse.Namespace, output_closed: bool) -> int:
@@ -113,7 +117,7 @@ def _make_sink(settings: Settings, loop: Loop, pool: KernelPool, log: Log) -> Si
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="netrng-guest",
+        prog=NAME,
         description="Asks the host for random bytes, seeds this VM's kernel with them and feeds rngd.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -143,11 +147,3 @@ def _notify(text: bytes) -> None:
             link.sendto(text, path.replace("@", "\0", 1) if path.startswith("@") else path)
     except OSError:
         pass
-
-
-def _fail(text: str, code: int) -> int:
-    try:
-        sys.stderr.write("netrng-guest: {}\n".format(text))
-    except OSError:
-        pass
-    return code

@@ -3,6 +3,7 @@
 
 import os
 import sys
+from typing import TextIO
 
 
 def fill_closed() -> bool:
@@ -22,12 +23,38 @@ def fill_closed() -> bool:
     return output_closed
 
 
-def drop_output() -> None:
-    """Whoever reads it has gone, or there is no room for it: the interpreter's own flush must be quiet."""
+def tell(text: str) -> None:
+    """Prints ``text`` at once.  Raises OSError, but not for a reader that has gone: then the work goes on."""
     try:
-        stdout = sys.stdout.fileno()
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop(sys.stdout)
+
+
+def flush_output() -> None:
+    """Now, where what goes wrong can still be said.  Raises as ``tell``."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop(sys.stdout)
+
+
+def complain(command: str, text: str) -> None:
+    """Prints one line on standard error, if that can be written to."""
+    try:
+        sys.stderr.write("{}: {}\n".format(command, text))
+        sys.stderr.flush()
+    except OSError:
+        drop(sys.stderr)
+
+
+def drop(stream: TextIO) -> None:
+    """What it still holds goes nowhere: the interpreter's own flush is quiet, and changes no exit code."""
+    try:
+        number = stream.fileno()
     except OSError:  # not a file's
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stdout)
+    os.dup2(nowhere, number)
     os.close(nowhere)

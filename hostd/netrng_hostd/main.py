@@ -12,12 +12,13 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from netrng_guest.stdio import drop_output, fill_closed
+from netrng_guest.stdio import complain, drop, fill_closed, flush_output, tell
 from netrng_hostd import __version__
 
 if TYPE_CHECKING:
     from netrng_hostd.config import Config
 
+NAME = "netrng-hostd"
 EXAMPLES = """\
 examples:
   netrng-hostd check                     what is wrong here, and how to mend it
@@ -30,7 +31,7 @@ examples:
 def build_parser() -> argparse.ArgumentParser:
     """The parser, also for the man page's test."""
     parser = argparse.ArgumentParser(
-        prog="netrng-hostd",
+        prog=NAME,
         description="Shares one hardware random number generator fairly among the VMs of this hypervisor.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -94,20 +95,21 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             return _run_command(build_parser().parse_args(given))
         finally:
-            sys.stdout.flush()  # now, where what goes wrong can still be said
+            flush_output()
     except ModuleNotFoundError as error:
-        text = f"the Python module {error.name} is missing; install it: pip install 'netrng-vm[hostd]'"
-        print(f"netrng-hostd: {text}", file=sys.stderr)
+        complain(
+            NAME, f"the Python module {error.name} is missing; install it: pip install 'netrng-vm[hostd]'"
+        )
         return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        drop_output()
+        drop(sys.stdout)
         return 0
     except OSError as error:
-        drop_output()
+        drop(sys.stdout)
         where = error.filename or "the output cannot be written"
-        print(f"netrng-hostd: {where}: {error.strerror or error}", file=sys.stderr)
+        complain(NAME, f"{where}: {error.strerror or error}")
         return 1
 
 
@@ -118,7 +120,7 @@ def _run_command(options: argparse.Namespace) -> int:
     try:
         return _run_configured(options)
     except ConfigError as error:
-        print(f"netrng-hostd: {error}", file=sys.stderr)
+        complain(NAME, str(error))
         return 2
 
 
@@ -143,14 +145,17 @@ def _run_configured(options: argparse.Namespace) -> int:
     from netrng_hostd.operate import attach
 
     if command == "xml":
-        print(attach.xml(xen=options.xen, virtio_rng=options.virtio_rng), end="")
+        tell(attach.xml(xen=options.xen, virtio_rng=options.virtio_rng).rstrip("\n"))
         if options.virtio_rng:
-            print("note: nothing serves this device in this version; reading it waits", file=sys.stderr)
+            complain("note", "nothing serves this device in this version; reading it waits")
         return 0
     action = attach.attach if command == "attach" else attach.detach
     result = action(options.domain, options.connect)
     for line in result.lines:
-        print(line, file=sys.stderr if result.exit_code else sys.stdout)
+        if result.exit_code:
+            complain(NAME, line)
+        else:
+            tell(line)
     return int(result.exit_code)
 
 
@@ -177,11 +182,11 @@ def _run_daemon(config: Config, config_path: str | None) -> int:
                 logging.getLogger("netrng.daemon").info("%s", unlocked)
             return asyncio.run(serve())
     except LockHeld as error:
-        print(f"netrng-hostd: {error}", file=sys.stderr)
+        complain(NAME, str(error))
         return 1
     except OSError as error:
         text = f"control: {error.filename or config.control}: {error.strerror or error}"
-        print(f"netrng-hostd: {text}; make its folder, or set control", file=sys.stderr)
+        complain(NAME, f"{text}; make its folder, or set control")
         return 1
     finally:
         shutdown()

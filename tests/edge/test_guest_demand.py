@@ -62,7 +62,7 @@ def test_a_rate_is_asked_for_in_pieces_worth_their_frame(rate: int, window: int)
     assert all(n >= min(SEED_SIZE, window // 4) for n in asked)
     assert len(asked) <= 4 * max(17, rate // (window // 4) + 1)
     earned = min(rate, window * 1000) * 4  # one window in each millisecond is all that can be asked for
-    assert earned - max(rate // 16, SEED_SIZE) - rate // 1000 - 1 <= delivered - FIRST <= 4 * rate
+    assert 0.95 * earned - max(rate // 16, SEED_SIZE) <= delivered - FIRST <= 4 * rate
 
 
 def test_a_long_silence_of_the_host_earns_one_window() -> None:

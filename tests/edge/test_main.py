@@ -100,6 +100,35 @@ def test_a_reader_that_goes_away_is_no_error_and_a_full_disk_is_one_line(command
             assert done.stderr.endswith(told) and done.stderr.count("\n") == code, done.stderr
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("netrng_hostd xml --virtio-rng", 0),
+        ("netrng_hostd check --config-only --config /nonexistent", 2),
+        ("netrng_hostd run --config /nonexistent", 2),
+        ("netrng_hostd status --config /dev/null", 3),
+        ("netrng_hostd attach web-1 --connect nonsense:///", 1),
+        ("netrng_guest check --channel /nonexistent --sink kernel", 1),
+        ("netrng_guest --rate nonsense", 2),
+    ],
+)
+def test_when_nobody_reads_what_it_says_the_exit_code_still_tells(
+    command: str, code: int, unbuffered: str
+) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "wb") as unread:
+        done = subprocess.run(
+            [sys.executable, "-m", *command.split()],
+            stdout=unread,
+            stderr=unread,
+            env={**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered},
+            timeout=30,
+        )
+    assert done.returncode == code
+
+
 @pytest.mark.parametrize(
     ("command", "code", "told"),
     [

@@ -15,6 +15,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from netrng_guest.stdio import complain, tell
 from netrng_hostd.config import SYSTEM_CONTROL, ConfigError, default_control
 from netrng_hostd.operate.control import NoDaemon, ask
 from netrng_hostd.operate.domain_table import WIDE
@@ -34,14 +35,14 @@ def show(control: str, *, as_json: bool = False, watch: bool = False, console: C
         answer = ask(control)
         status = from_json(answer)
         if as_json:
-            print(json.dumps(json.loads(answer), indent=2))
+            tell(json.dumps(json.loads(answer), indent=2))
         elif watch:
             _watch(control, console, status)
         else:
             console.print(render(status, console.width))
     except (NoDaemon, ValueError) as error:
         text = str(error) if isinstance(error, NoDaemon) else f"no daemon answers: {control}: {error}"
-        print(f"netrng-hostd: {text}", file=sys.stderr)
+        complain("netrng-hostd", text)
         return EXIT_NO_DAEMON
     return 0
 

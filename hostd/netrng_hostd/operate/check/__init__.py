@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 
+from netrng_guest.stdio import tell
 from netrng_hostd.config import AdmissionConfig, Config, ConfigError, LibvirtConfig, load
 from netrng_hostd.core.quota import format_rate, format_size, resolve
 from netrng_hostd.operate.check.device import check_refused, check_source
@@ -57,14 +58,14 @@ def run(path: str | None, *, config_only: bool = False, list_them: ListDomains =
         return 2
     what = "the configuration" if config_only else "the configuration and this host"
     if wrong:
-        print(f"{wrong} thing{'s' if wrong > 1 else ''} to mend")
+        tell(f"{wrong} thing{'s' if wrong > 1 else ''} to mend")
     else:
-        print(f"nothing wrong with {what}{f', {notes} to note' if notes else ''}")
+        tell(f"nothing wrong with {what}{f', {notes} to note' if notes else ''}")
     return 1 if wrong else 0
 
 
 def _print(finding: Finding) -> None:
-    print(f"{'WRONG' if finding.wrong else 'note '}  {finding.text}", flush=True)
+    tell(f"{'WRONG' if finding.wrong else 'note '}  {finding.text}")
 
 
 def _without_effect(config: Config) -> Iterator[Finding]:
