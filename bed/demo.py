@@ -72,7 +72,7 @@ def main() -> int:
 
 def feeding_seconds(given: str) -> int:
     """What DEMO_SECONDS says.  Raises BedError."""
-    if not given.isdecimal() or not 1 <= int(given) <= 86400:
+    if not (given.isdecimal() and len(given) <= 5 and 1 <= int(given) <= 86400):
         raise BedError(f"DEMO_SECONDS={given}: allowed: 1 to 86400")
     return int(given)
 
@@ -83,6 +83,7 @@ def run(console: Console, seconds: int) -> int:
     step("the kernel and the image that the VMs boot (downloaded once, into .cache/)")
     artefacts = prepare()
     become_root = [] if os.geteuid() == 0 else ["sudo"]
+    subprocess.run([*become_root, "true"], check=True)  # asks for the password, and waits for it
     kind, path = choose_source(become_root, console)
     with contextlib.ExitStack() as stack:
         run_directory = stack.enter_context(RunDirectory())

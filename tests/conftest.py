@@ -97,7 +97,6 @@ def pytest_collection_finish() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # Who starts the tests in the background or with nohup has them, and all their children, ignore these.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, lambda *_: None)  # which children do not inherit, and nohup still works
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ.setdefault("XDG_RUNTIME_DIR", "/tmp")  # a user has one; a bare shell of theirs may not
     config.addinivalue_line("markers", "shared_state: uses what a session-wide fixture started")

@@ -7,9 +7,7 @@ import hashlib
 from collections.abc import Iterable
 
 PROBE = 8  # bytes; two equal runs of them in megabytes are beyond chance
-JOINT = (
-    4  # bytes; that so many are equal by chance where a part that cannot be told begins or ends is as well
-)
+JOINT = 4  # bytes; that so many are equal by chance at one place is beyond it as well
 
 
 def stream(length: int, key: bytes = b"netrng") -> bytes:

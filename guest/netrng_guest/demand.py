@@ -23,8 +23,9 @@ SECOND_NS = 10**9
 class Demand:
     """The demand of one session, which opened at ``now_ns``.
 
-    ``rate``: bytes per second or None; ``window``: bytes; ``piece``: bytes that the sink takes at once. More
-    at once is asked for where that still makes sixteen times a second: each time costs the host a frame.
+    ``rate``: bytes per second or None; ``window``: bytes; ``piece``: bytes that the sink takes at once.
+    Fewer than 64 bytes, or than a sixteenth of a second's worth, are not asked for, unless a quarter of the
+    window is less: each time costs the host a frame. So at 1 byte per second a pipe's reader waits 64 s.
     """
 
     def __init__(self, rate: Optional[int], window: int, piece: int, now_ns: int) -> None:

@@ -21,7 +21,7 @@ from .pipesink import PipeSink, StdoutClosed, StdoutSink
 from .port import Port
 from .rngd import RngdSink
 from .sink import KernelSink, Sink
-from .stdio import complain, drop, fill_closed, flush_output
+from .stdio import Parser, complain, drop, fill_closed, flush_output
 
 EXAMPLE = """\
 examples:
@@ -116,7 +116,7 @@ def _make_sink(settings: Settings, loop: Loop, pool: KernelPool, log: Log) -> Si
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=NAME,
         description="Asks the host for random bytes, seeds this VM's kernel with them and feeds rngd.",
         epilog=EXAMPLE,

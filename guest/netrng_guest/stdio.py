@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Standard files that are closed, gone or full must not cost a traceback, nor a byte its secrecy."""
 
+import argparse
 import os
 import sys
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 
 def fill_closed() -> bool:
@@ -19,14 +20,18 @@ def fill_closed() -> bool:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "w", closefd=False))
+            setattr(sys, name, os.fdopen(number, "w", errors="backslashreplace", closefd=False))
     return output_closed
 
 
 def tell(text: str) -> None:
-    """Prints ``text`` at once.  Raises OSError, but not for a reader that has gone: then the work goes on."""
+    """Prints ``text`` at once, with escapes for what the locale cannot show.
+
+    Raises OSError, but not for a reader that has gone: then the work goes on.
+    """
+    encoding = sys.stdout.encoding or "ascii"
     try:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         drop(sys.stdout)
@@ -42,8 +47,20 @@ def flush_output() -> None:
 
 def complain(command: str, text: str) -> None:
     """Prints one line on standard error, if that can be written to."""
+    _to_stderr("{}: {}\n".format(command, text))
+
+
+class Parser(argparse.ArgumentParser):
+    """Misuse is exit code 2, although nobody reads what is wrong: before Python 3.12 that raises."""
+
+    def error(self, message: str) -> NoReturn:
+        _to_stderr("{}{}: error: {}\n".format(self.format_usage(), self.prog, message))
+        sys.exit(2)
+
+
+def _to_stderr(text: str) -> None:
     try:
-        sys.stderr.write("{}: {}\n".format(command, text))
+        sys.stderr.write(text)
         sys.stderr.flush()
     except OSError:
         drop(sys.stderr)

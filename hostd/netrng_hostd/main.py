@@ -12,7 +12,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from netrng_guest.stdio import complain, drop, fill_closed, flush_output, tell
+from netrng_guest.stdio import Parser, complain, drop, fill_closed, flush_output, tell
 from netrng_hostd import __version__
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser, also for the man page's test."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=NAME,
         description="Shares one hardware random number generator fairly among the VMs of this hypervisor.",
         epilog=EXAMPLES,

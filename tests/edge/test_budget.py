@@ -4,6 +4,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netrng_guest.demand import BLOCK_SIZE, Demand
+from netrng_guest.kernel import MAX_CREDIT
 from netrng_hostd.channels.budget import (
     INBOUND_DEPTH,
     INBOUND_PER_READ,
@@ -24,11 +26,20 @@ def test_a_guest_that_answers_its_samples_is_never_paused() -> None:
         assert budget.spend(48, tick) == 0
 
 
-def test_neither_is_one_whose_frames_come_in_the_pieces_of_a_xen_console() -> None:
-    budget = InboundBudget(0)
-    for tick in range(100_000):
-        budget.sample_sent(32)
-        assert [budget.spend(16, tick) for _ in range(3)] == [0, 0, 0]
+@given(
+    st.integers(1, 1_000_000),
+    st.sampled_from([1, MAX_CREDIT, BLOCK_SIZE]),
+    st.sampled_from([256, 4096, 65536]),
+)
+def test_nor_is_the_agent_at_any_rate_and_with_any_sink(rate: int, piece: int, window: int) -> None:
+    demand, budget, delivered = Demand(rate, max(window, piece), piece, 0), InboundBudget(0), 0
+    for now_ns in range(0, 3 * S, 1_000_000):
+        asked = demand.ask(now_ns, delivered, 0, 0)
+        delivered += asked
+        for sample in [512] * (asked // 512) + [asked % 512] * (asked % 512 > 0):
+            budget.sample_sent(sample)
+            # A GRANT for what is asked, and one for what was taken.
+            assert budget.spend(48, now_ns) == budget.spend(48, now_ns) == 0
 
 
 def test_a_guest_that_grants_byte_by_byte_is_paused() -> None:

@@ -17,6 +17,14 @@ from netrng_hostd.main import main
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture
+def absent_daemon(tmp_path: Path) -> Path:
+    """The configuration of a daemon that does not run."""
+    config = tmp_path / "hostd.toml"
+    config.write_text(f'control = "{tmp_path}/hostd.sock"\n')
+    return config
+
+
 @pytest.mark.parametrize("command", ["run", "check", "status", "attach", "detach", "xml"])
 def test_every_command_helps_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -107,26 +115,39 @@ def test_a_reader_that_goes_away_is_no_error_and_a_full_disk_is_one_line(command
         ("netrng_hostd xml --virtio-rng", 0),
         ("netrng_hostd check --config-only --config /nonexistent", 2),
         ("netrng_hostd run --config /nonexistent", 2),
-        ("netrng_hostd status --config /dev/null", 3),
+        ("netrng_hostd status --config {config}", 3),
         ("netrng_hostd attach web-1 --connect nonsense:///", 1),
         ("netrng_guest check --channel /nonexistent --sink kernel", 1),
+        ("netrng_hostd run --nonsense", 2),
         ("netrng_guest --rate nonsense", 2),
+        ("netrng_guest --nonsense", 2),
     ],
 )
 def test_when_nobody_reads_what_it_says_the_exit_code_still_tells(
-    command: str, code: int, unbuffered: str
+    command: str, code: int, unbuffered: str, absent_daemon: Path
 ) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
-    with os.fdopen(write_end, "wb") as unread:
-        done = subprocess.run(
-            [sys.executable, "-m", *command.split()],
-            stdout=unread,
-            stderr=unread,
-            env={**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered},
-            timeout=30,
-        )
-    assert done.returncode == code
+    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("wb") as full, os.fdopen(write_end, "wb") as unread:
+        for stderr in (unread, full):
+            done = subprocess.run(
+                [sys.executable, "-m", *command.format(config=absent_daemon).split()],
+                stdout=unread, stderr=stderr, env=environment, timeout=30,
+            )  # fmt: skip
+            assert done.returncode == code
+
+
+@pytest.mark.parametrize("files", [">&-", "2>&-", ">&- 2>&-", "| cat"])
+@pytest.mark.parametrize(
+    "command", ["netrng_hostd check --config", "netrng_hostd run --config", "netrng_guest --sink"]
+)
+def test_an_argument_that_no_locale_can_show_is_a_wrong_argument(command: str, files: str) -> None:
+    line = f"set -o pipefail; {sys.executable} -m {command} $'/tmp/\\xff' {files}"
+    environment = {**ENVIRONMENT, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment, timeout=30)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -134,13 +155,15 @@ def test_when_nobody_reads_what_it_says_the_exit_code_still_tells(
     [
         ("netrng_hostd --version", 0, ""),
         ("netrng_hostd xml", 0, ""),
-        ("netrng_hostd status", 3, "no daemon answers"),
+        ("netrng_hostd status --config {config}", 3, "no daemon answers"),
         ("netrng_guest --version", 0, ""),
         ("netrng_guest --sink stdout", 2, "sink: stdout, but standard output is closed"),
     ],
 )
-def test_closed_standard_files_are_no_internal_error(command: str, code: int, told: str) -> None:
-    line = f"exec {sys.executable} -m {command} >&-"
+def test_closed_standard_files_are_no_internal_error(
+    command: str, code: int, told: str, absent_daemon: Path
+) -> None:
+    line = f"exec {sys.executable} -m {command.format(config=absent_daemon)} >&-"
     done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, timeout=30)
     assert (done.returncode, done.stderr.count("\n")) == (code, int(bool(told))), done.stderr
     assert told in done.stderr

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 INBOUND_DEPTH = 65536  # bytes
 INBOUND_RATE = 16384  # bytes per second, for whatever a guest has to say
-# Bytes at least, for each costs a turn of the loop; not more than what a Xen guest's driver puts into the
-# ring at once (drivers/tty/hvc/hvc_console.c, N_OUTBUF), so that its frames cost no more for being cut.
-INBOUND_PER_READ = 16
+INBOUND_PER_READ = 64  # bytes at least: one at a time, each costs a turn of the loop
 INBOUND_PER_SAMPLE = 128  # bytes: two GRANT frames and some for each sample that it was sent
 LOG_DEPTH = 20  # lines
 LOG_INTERVAL_NS = 6_000_000_000  # one more line every six seconds
