@@ -83,7 +83,10 @@ def run(console: Console, seconds: int) -> int:
     step("the kernel and the image that the VMs boot (downloaded once, into .cache/)")
     artefacts = prepare()
     become_root = [] if os.geteuid() == 0 else ["sudo"]
-    subprocess.run([*become_root, "true"], check=True)  # asks for the password, and waits for it
+    try:
+        subprocess.run([*become_root, "true"], check=True)  # asks for the password, and waits for it
+    except (OSError, subprocess.CalledProcessError):
+        raise BedError("hostd reads the hardware RNG as root: run make demo as root, or allow sudo") from None
     kind, path = choose_source(become_root, console)
     with contextlib.ExitStack() as stack:
         run_directory = stack.enter_context(RunDirectory())

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 GRACE_S = 3.0  # what is being torn down when a test returns may finish within this
@@ -95,6 +96,8 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.register_profile("netrng", deadline=None)  # no test asserts a time
+    hypothesis.settings.load_profile("netrng")
     # Who starts the tests in the background or with nohup has them, and all their children, ignore these.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

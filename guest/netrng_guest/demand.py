@@ -24,14 +24,14 @@ class Demand:
     """The demand of one session, which opened at ``now_ns``.
 
     ``rate``: bytes per second or None; ``window``: bytes; ``piece``: bytes that the sink takes at once.
-    Fewer than 64 bytes, or than a sixteenth of a second's worth, are not asked for, unless a quarter of the
+    Fewer than 64 bytes, or than a sixteenth of a second's worth, are not asked for, unless half of the
     window is less: each time costs the host a frame. So at 1 byte per second a pipe's reader waits 64 s.
     """
 
     def __init__(self, rate: Optional[int], window: int, piece: int, now_ns: int) -> None:
         self._rate = rate
         self._window = window
-        self._piece = max(piece, min(max((rate or 0) // ASKS_PER_SECOND, SEED_SIZE), window // 4))
+        self._piece = max(piece, min(max((rate or 0) // ASKS_PER_SECOND, SEED_SIZE), window // 2))
         self._cap_ns = max(window, self._piece) * SECOND_NS
         self._earned_ns = 0  # byte nanoseconds, so that nothing is lost to rounding
         self._since_ns = now_ns

@@ -38,7 +38,11 @@ def tell(text: str) -> None:
 
 
 def flush_output() -> None:
-    """Now, where what goes wrong can still be said.  Raises as ``tell``."""
+    """Now, where what goes wrong can still be said, and changes no exit code.  Raises as ``tell``."""
+    try:
+        sys.stderr.flush()  # it may hold a log that nobody took
+    except OSError:
+        drop(sys.stderr)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -51,7 +55,7 @@ def complain(command: str, text: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """Misuse is exit code 2, although nobody reads what is wrong: before Python 3.12 that raises."""
+    """Misuse is exit code 2, although nobody reads what is wrong: else that raises, or costs the code."""
 
     def error(self, message: str) -> NoReturn:
         _to_stderr("{}{}: error: {}\n".format(self.format_usage(), self.prog, message))

@@ -130,7 +130,7 @@ def test_cutoffs_of_full_entropy(a: int, h: int, window: int, rct: int, apt: int
     h=st.floats(0.4, 8.0),
     window=st.sampled_from([64, 100, 128]),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_apt_cutoff_is_the_least_that_keeps_the_false_alarm_rate(a: int, h: float, window: int) -> None:
     p = Fraction(2.0**-h)
 
@@ -317,7 +317,7 @@ def test_bit_apt_counts_the_first_bit_of_each_1024(first: int, place: int) -> No
 
 
 @given(bits=st.integers(0, 2**1024 - 1))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_both_popcounts_count_ones(bits: int) -> None:
     assert _popcount_by_table(bits) == _popcount(bits) == bin(bits).count("1")
 
@@ -455,7 +455,7 @@ def chop(noise: bytes, sizes: list[int]) -> Iterable[bytes]:
 
 
 @given(parts=segments, sizes=choppings, claim=st.sampled_from([8.0, 8.0, 6.5, 2.0]))
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_every_chopping_gives_what_the_slow_reading_gives(
     parts: list[tuple[str, int, int]], sizes: list[int], claim: float
 ) -> None:

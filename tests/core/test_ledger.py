@@ -270,5 +270,5 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.totals == Totals(read, discarded, sent, acked, lost, in_flight)
 
 
-LedgerMachine.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=30)
+LedgerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestLedger = LedgerMachine.TestCase

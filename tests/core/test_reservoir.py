@@ -222,5 +222,5 @@ class ReservoirMachine(RuleBasedStateMachine):
         assert sorted(filter(None, self.reservoir._seed._places)) == sorted(self.seed)
 
 
-ReservoirMachine.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=30)
+ReservoirMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestReservoir = ReservoirMachine.TestCase

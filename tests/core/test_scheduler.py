@@ -236,7 +236,7 @@ def test_a_modest_domain_is_not_kept_waiting_by_greedy_ones() -> None:
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_mix_gets_its_clamped_max_min_share(data: st.DataObject) -> None:
     capacity, seconds, sample = 2048, 60, 128
     host, quotas, promised = Host({}, capacity, sample=sample), {}, 0
@@ -376,7 +376,7 @@ def test_a_reservation_holds_in_every_interval_among_greedy_and_hostile_neighbou
     st.sampled_from([64, 128, 512]),
     st.sampled_from([128, 512, 2048]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_reservations_that_fit_the_source_hold_in_every_interval(
     rates: list[int], chunk: int, sample: int
 ) -> None:
@@ -891,5 +891,5 @@ class Guarantees(RuleBasedStateMachine):
                 assert ask.level < min(ask.seed or ask.body, self.sample, max(32, ask.quota.burst // 2)) * NS
 
 
-Guarantees.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+Guarantees.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
 TestGuarantees = Guarantees.TestCase

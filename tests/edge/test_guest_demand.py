@@ -60,8 +60,8 @@ def test_a_rate_is_asked_for_in_pieces_worth_their_frame(rate: int, window: int)
         n = demand.ask(T0 + ms * SECOND_NS // 1000, delivered, 0, 0)
         delivered += n  # at once
         asked += [n] if n else []
-    assert all(n >= min(SEED_SIZE, window // 4) for n in asked)
-    assert len(asked) <= 4 * max(17, rate // (window // 4) + 1)
+    assert all(n >= min(SEED_SIZE, window // 2) for n in asked)
+    assert len(asked) <= 4 * max(17, rate // (window // 2) + 1)
     earned = 3999 * rate // 1000
     assert earned - max(rate // 16, SEED_SIZE) <= delivered - FIRST <= earned
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,28 @@ def test_when_nobody_reads_what_it_says_the_exit_code_still_tells(
                 stdout=unread, stderr=stderr, env=environment, timeout=30,
             )  # fmt: skip
             assert done.returncode == code
+
+
+@pytest.mark.parametrize(
+    "command", ["netrng_hostd run --config {config}", "netrng_guest --sink kernel --channel /nonexistent"]
+)
+def test_a_log_that_nobody_takes_changes_no_exit_code(command: str, absent_daemon: Path) -> None:
+    with absent_daemon.open("a") as config:
+        config.write(
+            '[[source]]\nname = "trial"\nkind = "prng"\npath = "/dev/urandom"\n[libvirt]\nuris = []\n'
+        )
+    ready = absent_daemon.with_name("notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, Path("/dev/full").open("wb") as full:
+        manager.bind(str(ready))
+        manager.settimeout(30)
+        with subprocess.Popen(
+            [sys.executable, "-m", *command.format(config=absent_daemon).split()],
+            stderr=full, env={**ENVIRONMENT, "NOTIFY_SOCKET": str(ready)},
+        ) as running:  # fmt: skip
+            while b"READY=1" not in manager.recv(4096):
+                pass
+            running.terminate()
+            assert running.wait(30) == 0
 
 
 @pytest.mark.parametrize("files", [">&-", "2>&-", ">&- 2>&-", "| cat"])

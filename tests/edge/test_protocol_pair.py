@@ -435,7 +435,7 @@ def any_fault(world: World, data: bytes, pipe: bytearray, back: bytearray) -> by
 DEEDS = ["clean", "dirty", "dirty", "restart host", "restart guest", "renew", "flush", "away"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     seed=st.integers(0, 2**32),
     deeds=st.lists(

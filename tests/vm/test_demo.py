@@ -98,7 +98,7 @@ def test_a_sudo_that_asks_for_a_password_is_asked_once(pty: str, tmp_path: Path)
     (tmp_path / "as_nobody.py").write_text(AS_NOBODY)
     inner = shlex.join([sys.executable, str(tmp_path / "as_nobody.py")])
     with subprocess.Popen(
-        ["unshare", "-m", "sh", "-c", WITH_A_PASSWORD, "sh", str(tmp_path), inner],
+        ["timeout", "120", "unshare", "-m", "sh", "-c", WITH_A_PASSWORD, "sh", str(tmp_path), inner],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "LC_ALL": "C"},
     ) as terminal:  # fmt: skip
