@@ -38,7 +38,10 @@ def tell(text: str) -> None:
 
 
 def flush_output() -> None:
-    """Now, where what goes wrong can still be said, and changes no exit code.  Raises as ``tell``."""
+    """Now, where what goes wrong can still be said; at the interpreter's end it would be exit code 120.
+
+    Raises as ``tell``.
+    """
     try:
         sys.stderr.flush()  # it may hold a log that nobody took
     except OSError:

@@ -155,10 +155,13 @@ def test_a_log_that_nobody_takes_changes_no_exit_code(command: str, absent_daemo
             [sys.executable, "-m", *command.format(config=absent_daemon).split()],
             stderr=full, env={**ENVIRONMENT, "NOTIFY_SOCKET": str(ready)},
         ) as running:  # fmt: skip
-            while b"READY=1" not in manager.recv(4096):
-                pass
-            running.terminate()
-            assert running.wait(30) == 0
+            try:
+                while b"READY=1" not in manager.recv(4096):
+                    pass
+                running.terminate()
+                assert running.wait(30) == 0
+            finally:
+                running.kill()
 
 
 @pytest.mark.parametrize("files", [">&-", "2>&-", ">&- 2>&-", "| cat"])
