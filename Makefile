@@ -29,15 +29,15 @@ test: setup-vm lint test-fast test-rest coverage test-vm  ## everything: linters
 setup-vm:       # before the fast tests: some of them use strace and QEMU where they are
 	@scripts/setup vm
 
-# The edge tests that start a QEMU (paused, without a guest) are not fast ones.
-WITH_QEMU := tests/edge/test_hypervisor_stream.py tests/edge/test_attach.py
+# The edge tests that start a QEMU (paused, without a guest) or a downloaded rngd are not fast ones.
+WITH_REAL := tests/edge/test_hypervisor_stream.py tests/edge/test_attach.py tests/edge/test_real_rngd.py
 PYTEST := .venv/bin/pytest -q -p no:cacheprovider
 
 test-fast: venv  ## no VM, no root: under a minute
-	$(PYTEST) -n auto --dist worksteal tests/core tests/edge $(addprefix --ignore=,$(WITH_QEMU))
+	$(PYTEST) -n auto --dist worksteal tests/core tests/edge $(addprefix --ignore=,$(WITH_REAL))
 
-test-rest: venv setup-vm  ## wheel, documentation and units; libvirt streams and attach with a real QEMU
-	$(PYTEST) -n auto --dist worksteal tests/packaging $(WITH_QEMU)
+test-rest: venv setup-vm  ## wheel, documentation and units; libvirt streams and attach with a real QEMU; real rngds
+	$(PYTEST) -n auto --dist worksteal tests/packaging $(WITH_REAL)
 
 coverage: venv   ## each core module covered by its own test file alone, every branch
 	@PATH=$(CURDIR)/.venv/bin:$$PATH scripts/coverage

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from tests.edge.guest_lab import DEADLINE_S, Ended, Host, listening, stream, until
-from tests.edge.test_guest_rngd import STUB, fetched
+from tests.edge.test_guest_rngd import STUB
 
 from netrng_guest import __version__
 from netrng_guest import main as module
@@ -217,28 +217,6 @@ def test_strace_counts_the_credits_and_no_call_that_waits_for_random_bytes(tmp_p
     getrandom = [line for line in lines if "getrandom(" in line]
     assert getrandom and all("GRND_NONBLOCK" in line for line in getrandom)
     assert not any('"/dev/random"' in line for line in lines)
-
-
-@needs_root
-@needs_strace
-@pytest.mark.parametrize(("package", "credits_per_block"), [("rng-tools5", 39), ("rng-tools-debian", 40)])
-def test_a_real_rngd_credits_block_after_block(tmp_path: Path, package: str, credits_per_block: int) -> None:
-    binary, trace = fetched(package), tmp_path / "trace"
-    strace = shutil.which("strace") or ""
-    before = (strace, "-f", "-o", str(trace), "-e", "trace=ioctl")
-    with served(tmp_path, "--rate", "2500", before=before, path=str(binary.parent)) as (process, host):
-
-        def credited() -> int:
-            lines = trace.read_text().splitlines() if trace.exists() else []
-            return sum("ioctl(4, RNDADDENTROPY, {entropy_count=512" in line for line in lines)
-
-        host.until(lambda: credited() >= 3 * credits_per_block, "three blocks credited")
-        host.until(lambda: host.status.get("sink_state") == "ok", "ok")
-        assert host.session.acked >= 64 + 8 + 3 * 2500
-        pids = {int(line.split()[0]) for line in trace.read_text().splitlines()}
-        os.kill(min(pids), signal.SIGTERM)
-        host.until(lambda: process.poll() is not None, "the end")
-        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 def test_a_vm_without_a_channel_or_rngd_is_no_error(tmp_path: Path) -> None:

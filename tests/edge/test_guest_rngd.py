@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feeding and supervising rngd: a stand-in for each way to go wrong, and the real ones where there are."""
+"""Feeding and supervising rngd: a stand-in for each way to go wrong. test_real_rngd.py has the real ones."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +12,6 @@ from pathlib import Path
 import pytest
 from tests.edge.guest_lab import stream, until
 
-from netrng_guest import variants
 from netrng_guest.demand import BLOCK_SIZE, SECOND_NS
 from netrng_guest.loop import Loop
 from netrng_guest.rngd import GRACE_NS, MAX_BACKOFF_NS, PARKED_NS, RngdSink
@@ -352,74 +350,6 @@ def test_one_that_dies_before_it_took_what_another_had_left_loses_none_of_it(fee
     feeder.until_ended()
     assert feeder.taken == 0
     assert feeder.sink._left == stream(0, BLOCK_SIZE + 24)
-
-
-# --- the real ones
-
-
-def fetched(package: str) -> Path:
-    """The rngd of a Debian package, downloaded and unpacked, never installed: it would start a service."""
-    cache = Path(__file__).parents[2] / ".cache" / "bed" / "debs"
-    binary = cache / package / "usr" / "sbin" / "rngd"
-    if not binary.exists():
-        if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-            pytest.skip("no apt-get to fetch rngd with")
-        from bed.packages import _unpacked
-
-        _unpacked(cache, package)
-    return binary
-
-
-REAL = [("rng-tools5", 39), ("rng-tools-debian", 40)]
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the kernel's pool takes credit from root alone")
-
-
-@pytest.mark.parametrize(("package", "credits_per_block"), REAL)
-def test_the_real_ones_are_told_apart(package: str, credits_per_block: int) -> None:
-    variant = variants.identify(str(fetched(package)))
-    assert variant is not None
-    assert variant.kind == package
-    assert variant.version[0] == {"rng-tools5": "5", "rng-tools-debian": "2"}[package]
-
-
-@needs_root
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-@pytest.mark.parametrize(("package", "credits_per_block"), REAL)
-def test_each_block_is_credited_at_once(tmp_path: Path, package: str, credits_per_block: int) -> None:
-    binary = fetched(package)
-    wrapper, trace = tmp_path / "rngd", tmp_path / "trace"
-    wrapper.write_text(
-        f'#!/bin/sh\ncase "$*" in *--*) exec {binary} "$@";; esac\n'
-        f'exec strace -D -f -e trace=ioctl -o {trace} {binary} "$@"\n'
-    )
-    wrapper.chmod(0o755)
-    feeder = Feeder(None, "", wrapper)
-
-    def credited() -> int:
-        return trace.read_text().count("ioctl(4, RNDADDENTROPY") if trace.exists() else 0
-
-    try:
-        for n in range(1, 4):
-            feeder.feed(f"block {n}")
-            feeder.until(lambda n=n: credited() >= n * credits_per_block, f"credit for block {n}")  # type: ignore[misc]
-            assert credited() == n * credits_per_block, "the block before waits for bytes of the next"
-        assert feeder.sink.state == "ok"
-    finally:
-        feeder.close()
-
-
-def test_a_real_one_without_permission(tmp_path: Path) -> None:
-    # Of root the right to credit is taken, in whatever it executes.
-    drop = "setpriv --bounding-set=-sys_admin " if os.geteuid() == 0 else ""
-    powerless = tmp_path / "rngd"
-    powerless.write_text(f'#!/bin/sh\nexec {drop}{fetched("rng-tools5")} "$@"\n')
-    powerless.chmod(0o755)
-    feeder = Feeder(None, "", powerless)
-    try:
-        feeder.feed("a block")
-        feeder.until_state("no-permission")
-    finally:
-        feeder.close()
 
 
 def test_the_agent_killed_takes_rngd_along(tmp_path: Path) -> None:

@@ -109,7 +109,6 @@ def test_a_reader_that_goes_away_is_no_error_and_a_full_disk_is_one_line(command
             assert done.stderr.endswith(told) and done.stderr.count("\n") == code, done.stderr
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     ("command", "code"),
     [
@@ -125,13 +124,13 @@ def test_a_reader_that_goes_away_is_no_error_and_a_full_disk_is_one_line(command
     ],
 )
 def test_when_nobody_reads_what_it_says_the_exit_code_still_tells(
-    command: str, code: int, unbuffered: str, absent_daemon: Path
+    command: str, code: int, absent_daemon: Path
 ) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
-    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("wb") as full, os.fdopen(write_end, "wb") as unread:
-        for stderr in (unread, full):
+        for stderr, unbuffered in ((unread, ""), (unread, "1"), (full, "")):
+            environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered}
             done = subprocess.run(
                 [sys.executable, "-m", *command.format(config=absent_daemon).split()],
                 stdout=unread, stderr=stderr, env=environment, timeout=30,
