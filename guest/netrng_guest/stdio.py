@@ -4,7 +4,7 @@
 import argparse
 import os
 import sys
-from typing import NoReturn, TextIO
+from typing import NoReturn, TextIO, Type
 
 
 def fill_closed() -> bool:
@@ -30,11 +30,7 @@ def tell(text: str) -> None:
     Raises OSError, but not for a reader that has gone: then the work goes on.
     """
     encoding = sys.stdout.encoding or "ascii"
-    try:
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        drop(sys.stdout)
+    _put(sys.stdout, text.encode(encoding, "backslashreplace").decode(encoding) + "\n", BrokenPipeError)
 
 
 def flush_output() -> None:
@@ -42,35 +38,30 @@ def flush_output() -> None:
 
     Raises as ``tell``.
     """
-    try:
-        sys.stderr.flush()  # it may hold a log that nobody took
-    except OSError:
-        drop(sys.stderr)
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        drop(sys.stdout)
+    _put(sys.stderr, "", OSError)  # it may hold a log that nobody took
+    _put(sys.stdout, "", BrokenPipeError)
 
 
 def complain(command: str, text: str) -> None:
     """Prints one line on standard error, if that can be written to."""
-    _to_stderr("{}: {}\n".format(command, text))
+    _put(sys.stderr, "{}: {}\n".format(command, text), OSError)
 
 
 class Parser(argparse.ArgumentParser):
     """Misuse is exit code 2, although nobody reads what is wrong: else that raises, or costs the code."""
 
     def error(self, message: str) -> NoReturn:
-        _to_stderr("{}{}: error: {}\n".format(self.format_usage(), self.prog, message))
+        _put(sys.stderr, "{}{}: error: {}\n".format(self.format_usage(), self.prog, message), OSError)
         sys.exit(2)
 
 
-def _to_stderr(text: str) -> None:
+def _put(stream: TextIO, text: str, borne: Type[OSError]) -> None:
+    """Writes ``text`` and what ``stream`` still holds; an error of the kind ``borne`` drops both."""
     try:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-    except OSError:
-        drop(sys.stderr)
+        stream.write(text)
+        stream.flush()
+    except borne:
+        drop(stream)
 
 
 def drop(stream: TextIO) -> None:

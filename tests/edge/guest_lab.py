@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import select
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from netrng_guest.agent import Agent
 from netrng_guest.config import Settings
@@ -23,6 +26,9 @@ from netrng_guest.loop import Loop
 from netrng_guest.port import Port
 from netrng_guest.sink import KernelSink, Sink
 from netrng_hostd.channels.session import Acked, AgentStatus, Ended, HostSession, Lost, Opened, Violation
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the kernel's pool takes credit from root alone")
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 
 DEADLINE_S = 20.0
 BLOCK = 16

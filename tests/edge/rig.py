@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from netrng_guest import wire
 
@@ -34,6 +35,45 @@ def wait_for(condition: Callable[[], Any], what: str, deadline_s: float = 30.0) 
             return value
         assert time.monotonic() < end, f"not seen within {deadline_s} s: {what}"
         time.sleep(0.005)
+
+
+async def until(condition: Callable[[], object], deadline_s: float = 30.0) -> None:
+    """As `wait_for`, while the loop goes on."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + deadline_s
+    while not condition():
+        assert loop.time() < end, "condition not met before the deadline"
+        await asyncio.sleep(0.002)
+
+
+@contextlib.contextmanager
+def unread_pipe() -> Iterator[IO[bytes]]:
+    """The end to write to of a pipe that nobody reads."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "wb") as unread:
+        yield unread
+
+
+class ServiceManager:
+    """Where systemd would be told how a service fares: sd_notify(3)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.environment = {"NOTIFY_SOCKET": str(folder / "notify")}
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.environment["NOTIFY_SOCKET"])
+        self._socket.settimeout(30)
+
+    def wait_for(self, start: str) -> None:
+        """Until a message that begins so has come; others before it are passed over."""
+        while not self._socket.recv(4096).decode().startswith(start):
+            pass
+
+    def __enter__(self) -> ServiceManager:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
 
 
 class Guest(threading.Thread):

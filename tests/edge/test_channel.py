@@ -9,11 +9,10 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.edge.rig import Guest
+from tests.edge.rig import Guest, until
 
 from netrng_guest import wire
 from netrng_hostd.channels import channel as channel_module
@@ -43,14 +42,6 @@ def make_channel(path: Path, books: Books) -> Channel:
         return connect_unix(str(path))
 
     return Channel("vm", str(path), connect, HostSession(lambda: os.urandom(8)), books)
-
-
-async def until(condition: Callable[[], object], deadline_s: float = 30.0) -> None:
-    loop = asyncio.get_running_loop()
-    end = loop.time() + deadline_s
-    while not condition():
-        assert loop.time() < end, "condition not met before the deadline"
-        await asyncio.sleep(0.002)
 
 
 async def stop(task: asyncio.Task[None]) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.edge.rig import ENVIRONMENT, Guest, Hostd, fed_fifo, run_command, wait_for
+from tests.edge.rig import ENVIRONMENT, Guest, Hostd, ServiceManager, fed_fifo, run_command, wait_for
 from tests.streams import assert_disjoint, stream
 
 from netrng_guest import wire
@@ -347,23 +346,16 @@ def test_a_process_that_forbids_dumps_is_not_dumpable_as_root_either() -> None:
 
 def test_the_service_manager_is_told(tmp_path: Path) -> None:
     with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        ServiceManager(tmp_path) as manager,
         Hostd(tmp_path, NO_LIBVIRT + source("/dev/urandom")) as hostd,
     ):
-        manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(30)
-
-        def told(what: str) -> None:
-            while not manager.recv(1000).decode().startswith(what):
-                pass
-
-        hostd.start(ready=False, NOTIFY_SOCKET=str(tmp_path / "notify"))
-        told("READY=1")
-        told("WATCHDOG=1")
-        told("WATCHDOG=1")
+        hostd.start(ready=False, **manager.environment)
+        manager.wait_for("READY=1")
+        manager.wait_for("WATCHDOG=1")
+        manager.wait_for("WATCHDOG=1")
         hostd.send_signal(signal.SIGHUP)
-        told("RELOADING=1\nMONOTONIC_USEC=")
-        told("READY=1")
+        manager.wait_for("RELOADING=1\nMONOTONIC_USEC=")
+        manager.wait_for("READY=1")
         hostd.send_signal(signal.SIGTERM)
-        told("STOPPING=1")
+        manager.wait_for("STOPPING=1")
         assert hostd.process is not None and hostd.process.wait(10) == 0

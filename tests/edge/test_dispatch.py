@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
-from collections.abc import Callable
 from typing import cast
+
+from tests.edge.rig import until, wait_for
 
 from netrng_hostd.channels.channel import Channel
 from netrng_hostd.core.health import Alarm, HealthTests
@@ -45,22 +45,6 @@ def as_channel(taker: Taker) -> Channel:
 
 def delivery(size: int, alarm: Alarm | None = None) -> Delivery:
     return Delivery(size, bytearray(b"r" * size), 0, 0, alarm)
-
-
-async def until(condition: Callable[[], object], deadline_s: float = 30.0) -> None:
-    loop = asyncio.get_running_loop()
-    end = loop.time() + deadline_s
-    while not condition():
-        assert loop.time() < end, "condition not met before the deadline"
-        await asyncio.sleep(0.002)
-
-
-def until_now(condition: Callable[[], object], deadline_s: float = 30.0) -> None:
-    """As `until`, and nothing else gets a turn of the loop."""
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, "condition not met before the deadline"
-        time.sleep(0.002)
 
 
 def make(*takers: Taker, quota: Quota | None = None) -> Dispatcher:
@@ -126,7 +110,7 @@ def test_nothing_is_sent_once_the_reader_knows_of_an_alarm_until_the_source_has_
         reader.start()
         dispatcher.feed_from(reader)
         try:
-            until_now(lambda: reader.alarms)  # the loop is busy all the while
+            wait_for(lambda: reader.alarms, "an alarm")  # the loop is busy all the while
             await until(lambda: taker.destroyed)
             assert taker.taken == 0
             assert dispatcher.reservoir.available + dispatcher.reservoir.seed_available == 0

@@ -6,19 +6,18 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.edge.guest_lab import needs_root, needs_strace
 
 from netrng_guest import kernel
 from netrng_guest.kernel import KernelPool
 
 GUEST = Path(__file__).parents[2] / "guest"
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the kernel's pool takes credit from root alone")
 
 
 class Ioctls:
@@ -105,7 +104,7 @@ def test_as_this_user_on_this_kernel() -> None:
 
 
 @needs_root
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@needs_strace
 def test_what_strace_sees(tmp_path: Path) -> None:
     text = (
         "from netrng_guest.kernel import KernelPool\n"

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from tests.edge.guest_lab import DEADLINE_S, Ended, Host, listening, stream, until
+from tests.edge.guest_lab import DEADLINE_S, Ended, Host, listening, needs_root, needs_strace, stream, until
 from tests.edge.test_guest_rngd import STUB
 
 from netrng_guest import __version__
@@ -24,8 +24,6 @@ from netrng_guest import main as module
 from netrng_guest.main import main
 
 GUEST = Path(__file__).parents[2] / "guest"
-needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the kernel's pool takes credit from root alone")
 
 
 class Process(subprocess.Popen[bytes]):

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tests.edge.rig import ENVIRONMENT, run_command
+from tests.edge.rig import ENVIRONMENT, ServiceManager, run_command, unread_pipe
 
 from netrng_hostd import __version__
 from netrng_hostd.main import main
@@ -98,9 +97,7 @@ def test_a_missing_library_is_one_line() -> None:
 @pytest.mark.parametrize("command", ["netrng_hostd xml", "netrng_hostd --help", "netrng_guest --help"])
 def test_a_reader_that_goes_away_is_no_error_and_a_full_disk_is_one_line(command: str) -> None:
     arguments = [sys.executable, "-m", *command.split()]
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    with Path("/dev/full").open("wb") as full, os.fdopen(write_end, "wb") as unread:
+    with Path("/dev/full").open("wb") as full, unread_pipe() as unread:
         for stdout, code, told in ((unread, 0, ""), (full, 1, "No space left on device\n")):
             done = subprocess.run(
                 arguments, stdout=stdout, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, timeout=30
@@ -126,9 +123,7 @@ def test_a_reader_that_goes_away_is_no_error_and_a_full_disk_is_one_line(command
 def test_when_nobody_reads_what_it_says_the_exit_code_still_tells(
     command: str, code: int, absent_daemon: Path
 ) -> None:
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    with Path("/dev/full").open("wb") as full, os.fdopen(write_end, "wb") as unread:
+    with Path("/dev/full").open("wb") as full, unread_pipe() as unread:
         for stderr, unbuffered in ((unread, ""), (unread, "1"), (full, "")):
             environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered}
             done = subprocess.run(
@@ -146,21 +141,20 @@ def test_a_log_that_nobody_takes_changes_no_exit_code(command: str, absent_daemo
         config.write(
             '[[source]]\nname = "trial"\nkind = "prng"\npath = "/dev/urandom"\n[libvirt]\nuris = []\n'
         )
-    ready = absent_daemon.with_name("notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, Path("/dev/full").open("wb") as full:
-        manager.bind(str(ready))
-        manager.settimeout(30)
-        with subprocess.Popen(
+    with (
+        ServiceManager(absent_daemon.parent) as manager,
+        Path("/dev/full").open("wb") as full,
+        subprocess.Popen(
             [sys.executable, "-m", *command.format(config=absent_daemon).split()],
-            stderr=full, env={**ENVIRONMENT, "NOTIFY_SOCKET": str(ready)},
-        ) as running:  # fmt: skip
-            try:
-                while b"READY=1" not in manager.recv(4096):
-                    pass
-                running.terminate()
-                assert running.wait(30) == 0
-            finally:
-                running.kill()
+            stderr=full, env={**ENVIRONMENT, **manager.environment},
+        ) as running,
+    ):  # fmt: skip
+        try:
+            manager.wait_for("READY=1")
+            running.terminate()
+            assert running.wait(30) == 0
+        finally:
+            running.kill()
 
 
 @pytest.mark.parametrize("files", [">&-", "2>&-", ">&- 2>&-", "| cat"])

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.edge.rig import until
 
 from netrng_hostd.core.health import HealthTests, Verdict
 from netrng_hostd.sources import Source, SourceFailure, make_source
@@ -101,14 +102,6 @@ def wait_for(condition: Callable[[], bool], deadline_s: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < end, "condition not met before the deadline"
         time.sleep(0.002)
-
-
-async def until(condition: Callable[[], bool], deadline_s: float = 30.0) -> None:
-    loop = asyncio.get_running_loop()
-    end = loop.time() + deadline_s
-    while not condition():
-        assert loop.time() < end, "condition not met before the deadline"
-        await asyncio.sleep(0.002)
 
 
 @contextlib.contextmanager

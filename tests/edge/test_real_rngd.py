@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from tests.edge.guest_lab import needs_root, needs_strace
 from tests.edge.test_guest_main import served
 from tests.edge.test_guest_rngd import Feeder
 
@@ -29,8 +30,6 @@ def fetched(package: str) -> Path:
 
 
 REAL = [("rng-tools5", 39), ("rng-tools-debian", 40)]
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the kernel's pool takes credit from root alone")
-needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 
 
 @pytest.mark.parametrize(("package", "credits_per_block"), REAL)

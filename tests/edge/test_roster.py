@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.edge.rig import Guest
+from tests.edge.rig import Guest, until
 
 from netrng_hostd.config import ChannelConfig
 from netrng_hostd.core.ledger import Ledger
@@ -48,14 +48,6 @@ async def rosters(max_domains: int = 16, *rules: QuotaRule) -> AsyncIterator[tup
     finally:
         await roster.close()
         dispatcher.stop()
-
-
-async def until(condition: Callable[[], object], deadline_s: float = 30.0) -> None:
-    loop = asyncio.get_running_loop()
-    end = loop.time() + deadline_s
-    while not condition():
-        assert loop.time() < end, "condition not met before the deadline"
-        await asyncio.sleep(0.002)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
+from tests.edge.rig import unread_pipe
 
 from netrng_hostd.main import main
 from netrng_hostd.operate import show, status
@@ -331,9 +332,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, form: str) -> None:
     )
 
     def client() -> None:
-        read_end, write_end = os.pipe()
-        os.close(read_end)
-        with os.fdopen(write_end, "wb") as unread:
+        with unread_pipe() as unread:
             done = subprocess.run(
                 [sys.executable, "-c", text, path], stdout=unread, stderr=subprocess.PIPE, text=True,
                 timeout=20, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

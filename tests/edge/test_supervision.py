@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.edge.rig import until
 
 from netrng_hostd.config import SourceConfig
 from netrng_hostd.core.health import HealthTests
@@ -57,14 +58,6 @@ class Clock:
 
     def __call__(self) -> int:
         return self.now_ns
-
-
-async def until(condition: Callable[[], bool], deadline_s: float = 30.0) -> None:
-    loop = asyncio.get_running_loop()
-    end = loop.time() + deadline_s
-    while not condition():
-        assert loop.time() < end, "condition not met before the deadline"
-        await asyncio.sleep(0.002)
 
 
 class Watched:
