@@ -58,7 +58,8 @@ class Parser(argparse.ArgumentParser):
 def _put(stream: TextIO, text: str, borne: Type[OSError]) -> None:
     """Writes ``text`` and what ``stream`` still holds; an error of the kind ``borne`` drops both."""
     try:
-        stream.write(text)
+        if text:  # of an unbuffered stream, a write of nothing is still one, and a full disk refuses it
+            stream.write(text)
         stream.flush()
     except borne:
         drop(stream)

@@ -27,8 +27,7 @@ def test_a_guest_that_answers_its_samples_is_never_paused() -> None:
 
 
 @settings(max_examples=25)
-# At the smallest window a sample of 32 bytes pays 128, just what its two answers cost.
-@example(rate=8_000, piece=1, window=64)
+@example(rate=8_000, piece=1, window=64)  # samples of 32 bytes pay 128 each, just what two answers cost
 @example(rate=20_000, piece=1, window=100)
 @given(
     st.integers(1, 1_000_000),

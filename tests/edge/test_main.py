@@ -124,13 +124,26 @@ def test_when_nobody_reads_what_it_says_the_exit_code_still_tells(
     command: str, code: int, absent_daemon: Path
 ) -> None:
     with Path("/dev/full").open("wb") as full, unread_pipe() as unread:
-        for stderr, unbuffered in ((unread, ""), (unread, "1"), (full, "")):
+        for stderr, unbuffered in ((unread, ""), (unread, "1"), (full, ""), (full, "1")):
             environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered}
             done = subprocess.run(
                 [sys.executable, "-m", *command.format(config=absent_daemon).split()],
                 stdout=unread, stderr=stderr, env=environment, timeout=30,
             )  # fmt: skip
-            assert done.returncode == code
+            assert done.returncode == code, (stderr.name, unbuffered)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["netrng_hostd run --config /nonexistent", "netrng_guest --nonsense"])
+def test_a_full_disk_is_nothing_to_one_that_writes_nothing_to_it(command: str, unbuffered: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", *command.split()],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=30,
+            env={**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert "No space left" not in done.stderr
 
 
 @pytest.mark.parametrize(
