@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,13 +17,17 @@ from netrng_hostd.core.quota import (
     QuotaError,
     QuotaRule,
     check_rules,
+    format_metadata,
     format_rate,
     format_size,
+    parse_cap,
     parse_limit,
+    parse_metadata,
     parse_rate,
     parse_size,
     parse_weight,
     resolve,
+    shown,
 )
 
 UUID = "8b1f0000-0000-4000-8000-00000000000A"
@@ -115,11 +121,16 @@ def test_the_printed_form_is_short_and_exact() -> None:
         ({"weight": 10_001}, "weight is 10001"),
         ({"limit": 0}, "limit is 0; allowed: 1 to"),
         ({"burst": 63}, "burst is 63; allowed: 64 to"),
+        ({"max_reservation": -1}, "max_reservation is -1; allowed: 0 to"),
+        ({"max_weight": 10_001}, "max_weight is 10001; allowed: 1 to 10000"),
+        ({"max_limit": 0}, "max_limit is 0; allowed: 1 to"),
+        ({"max_burst": 63}, "max_burst is 63; allowed: 64 to"),
     ],
 )
 def test_numbers_that_contradict_each_other_are_refused(numbers: dict[str, int], complaint: str) -> None:
-    with pytest.raises(QuotaError, match=f"quota 'db': {complaint}"):
-        Quota("db", **numbers)
+    if not any(key.startswith("max_") for key in numbers):
+        with pytest.raises(QuotaError, match=f"quota 'db': {complaint}"):
+            Quota("db", **numbers)
     with pytest.raises(QuotaError, match=f"quota 'db': {complaint}"):
         QuotaRule("db", ("*",), **numbers)
 
@@ -186,3 +197,157 @@ def test_a_reservation_above_the_limit_inherited_from_a_catch_all_is_refused(
         return
     with pytest.raises(QuotaError, match=r"quota 'db': reservation 900B/s exceeds the limit .* inherited"):
         check_rules(rules)
+
+
+# A domain's metadata
+
+RATES = st.integers(min_value=0, max_value=RATE_MAX)
+WEIGHTS = st.integers(min_value=1, max_value=10_000)
+BURSTS = st.integers(min_value=64, max_value=1 << 30)
+LIMITS = st.none() | RATES.filter(bool)
+
+
+def numbers_that_agree(numbers: dict[str, Any]) -> bool:
+    limit = numbers.get("limit")
+    return limit is None or numbers.get("reservation", 0) <= limit
+
+
+GIVEN = st.fixed_dictionaries(
+    {}, optional={"reservation": RATES, "weight": WEIGHTS, "limit": LIMITS, "burst": BURSTS}
+).filter(numbers_that_agree)
+CAPS = st.fixed_dictionaries(
+    {},
+    optional={
+        "max_reservation": st.none() | RATES,
+        "max_weight": st.none() | WEIGHTS,
+        "max_limit": LIMITS,
+        "max_burst": st.none() | BURSTS,
+    },
+)
+MATCHES = st.sampled_from([("*",), ("vm",), ("other",), ("uuid:8b1f*",)])
+
+
+@st.composite
+def rule_lists(draw: st.DrawFn) -> list[QuotaRule]:
+    return [
+        QuotaRule(f"rule-{place}", draw(MATCHES), **draw(GIVEN), **draw(CAPS))
+        for place in range(draw(st.integers(min_value=0, max_value=4)))
+    ]
+
+
+def metadata(**numbers: Any) -> QuotaRule:
+    return QuotaRule("metadata", (), **numbers)
+
+
+def smaller(one: int | None, other: int | None) -> int | None:
+    return one if other is None or (one is not None and one < other) else other
+
+
+@given(rule_lists(), GIVEN)
+def test_metadata_wins_key_by_key_up_to_the_first_cap_that_matches(
+    rules: list[QuotaRule], numbers: dict[str, Any]
+) -> None:
+    """Never raises, whatever the rules and the metadata say."""
+    quota, of_file = resolve(rules, "vm", UUID, metadata(**numbers)), resolve(rules, "vm", UUID)
+    expected = {key: getattr(of_file, key) for key in ("weight", "limit", "burst")}
+    # What the file says before it meets a limit, which the metadata may lift.
+    told = (rule.reservation for rule in rules if rule.matches("vm", UUID))
+    expected["reservation"] = next((rate for rate in told if rate is not None), 0)
+    for key, value in numbers.items():
+        caps = [getattr(rule, "max_" + key) for rule in rules if rule.matches("vm", UUID)]
+        expected[key] = smaller(value, next((cap for cap in caps if cap is not UNSET), None))
+    expected["reservation"] = smaller(expected["reservation"], expected["limit"])
+    assert quota == Quota("metadata" if numbers else of_file.name, **expected)
+
+
+@given(rule_lists())
+def test_without_metadata_caps_do_not_count(rules: list[QuotaRule]) -> None:
+    uncapped = [QuotaRule(rule.name, rule.match, **rule.given()) for rule in rules]
+    for silent in (None, metadata()):
+        assert resolve(rules, "vm", UUID, silent) == resolve(uncapped, "vm", UUID)
+
+
+def test_metadata_and_file_meet_key_by_key() -> None:
+    rules = [
+        QuotaRule("databases", ("db-*",), reservation=1000, max_weight=500),
+        QuotaRule("default", ("*",), weight=50, limit=9000, max_weight=1, max_limit=4000, max_burst=None),
+    ]
+    own = metadata(weight=10_000, burst=1 << 20)
+    assert resolve(rules, "db-1", UUID, own) == Quota("metadata", 1000, 500, 9000, 1 << 20)
+    assert resolve(rules, "web", UUID, own) == Quota("metadata", 0, 1, 9000, 1 << 20)
+    assert resolve(rules, "web", UUID, metadata(limit=None)).limit == 4000, '"none" is more than any cap'
+    assert resolve(rules, "db-1", UUID, metadata(limit=500)) == Quota("metadata", 500, 50, 500, 4096)
+    assert resolve(rules, "web", UUID, metadata(reservation=5000, limit=5000)) == Quota(
+        "metadata", 4000, 50, 4000, 4096
+    )
+    assert resolve([], "db-1", UUID, own) == Quota("metadata", 0, 10_000, None, 1 << 20)
+
+
+def test_a_cap_is_inherited_and_none_is_no_cap() -> None:
+    default = QuotaRule("default", ("*",), max_reservation=0)
+    own = metadata(reservation=700)
+    assert resolve([QuotaRule("silent", ("vm",)), default], "vm", UUID, own).reservation == 0
+    free = QuotaRule("free", ("vm",), max_reservation=parse_cap(parse_rate)("none"))
+    assert resolve([free, default], "vm", UUID, own).reservation == 700
+
+
+def test_a_cap_is_written_as_its_key_is_or_none() -> None:
+    assert parse_cap(parse_rate)("1KiB/s") == 1024
+    assert parse_cap(parse_weight)(" none ") is None
+    with pytest.raises(QuotaError, match=r"^weight 0; allowed: .*, or \"none\"$"):
+        parse_cap(parse_weight)(0)
+
+
+@given(GIVEN)
+def test_metadata_is_read_back_as_it_is_written(numbers: dict[str, Any]) -> None:
+    rule = metadata(**numbers)
+    assert rule.given() == numbers
+    assert parse_metadata(format_metadata(rule)) == rule
+
+
+def test_metadata_is_written_as_in_the_configuration() -> None:
+    pairs = (("weight", "300"), ("reservation", "1 KiB/s"), ("limit", "none"), ("burst", "8192"))
+    rule = parse_metadata(pairs)
+    assert rule == metadata(reservation=1024, weight=300, limit=None, burst=8192)
+    assert format_metadata(rule) == (
+        ("reservation", "1KiB/s"), ("weight", "300"), ("limit", "none"), ("burst", "8KiB"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("attributes", "complaint"),
+    [
+        ({"wieght": "3"}, "unknown attribute 'wieght'; allowed: reservation, weight, limit, burst"),
+        ({"max_limit": "3"}, "unknown attribute 'max_limit'"),
+        ({"name": "root"}, "unknown attribute 'name'"),
+        ({"weight": "0"}, "weight: found weight '0'; allowed: a whole number from 1 to 10000"),
+        ({"limit": "fast"}, "limit: found rate 'fast'; allowed:"),
+        ({"reservation": "none"}, "reservation: found rate 'none'; allowed:"),
+        ({"burst": "1KiB/s"}, "burst: found size '1KiB/s'; allowed:"),
+        ({"burst": "63"}, "quota 'metadata': burst is 63; allowed: 64 to"),
+        ({"reservation": "2", "limit": "1"}, "quota 'metadata': reservation 2B/s exceeds limit 1B/s"),
+    ],
+)
+def test_malformed_metadata_is_refused_and_the_text_says_found_and_allowed(
+    attributes: dict[str, str], complaint: str
+) -> None:
+    with pytest.raises(QuotaError) as refused:
+        parse_metadata(attributes.items())
+    assert str(refused.value).startswith(complaint)
+
+
+@given(st.lists(st.tuples(st.text() | st.sampled_from(["weight", "limit", "burst"]), st.text())))
+def test_whatever_metadata_holds_the_complaint_is_one_short_printable_line(
+    attributes: list[tuple[str, str]]
+) -> None:
+    try:
+        parse_metadata(attributes)
+    except QuotaError as refused:
+        assert str(refused).isprintable()
+        assert len(str(refused)) < 250
+
+
+def test_what_somebody_else_wrote_is_shown_in_bounds() -> None:
+    assert shown("a\nb\x1b[2J\u202e") == r"'a\nb\x1b[2J\u202e'"
+    assert shown("x" * 58) == repr("x" * 58)
+    assert shown("x" * 59) == "'" + "x" * 56 + "…"

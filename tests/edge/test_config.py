@@ -71,7 +71,10 @@ def test_the_shipped_file_shows_every_key() -> None:
         "libvirt": {"uris", "transport", "trust_metadata"},
         "source": {"name", "kind", "path", "min_entropy"},
         "sources": {"policy"},
-        "quota": {"name", "match", "reservation", "weight", "limit", "burst"},
+        "quota": {
+            "name", "match", "reservation", "weight", "limit", "burst",
+            "max_reservation", "max_weight", "max_limit", "max_burst",
+        },
         "admission": {"headroom", "policy", "max_domains"},
         "channel": {"name", "path"},
     }
@@ -113,6 +116,10 @@ def test_a_full_file(file: Path) -> None:
         name = "default"
         match = ["*"]
         weight = 7
+        max_reservation = 0
+        max_weight = 300
+        max_limit = "1MiB/s"
+        max_burst = "none"
         [admission]
         headroom = 0
         policy = "refuse"
@@ -132,6 +139,11 @@ def test_a_full_file(file: Path) -> None:
     databases, default = loaded.quotas
     assert (databases.reservation, databases.limit, databases.weight) == (1024, 4096, None)
     assert default.limit is UNSET
+    assert databases.max_reservation is databases.max_weight is UNSET
+    assert databases.max_limit is databases.max_burst is UNSET
+    assert (default.max_reservation, default.max_weight, default.max_limit, default.max_burst) == (
+        0, 300, 1 << 20, None,
+    )  # fmt: skip
     assert (loaded.admission.headroom, loaded.admission.policy, loaded.admission.max_domains) == (
         0,
         "refuse",
@@ -299,6 +311,15 @@ def test_who_has_no_place_for_a_daemon_asks_the_systems(
         ("[[quota]]\nname = 'a'\nmatch = ['*']\nlimit = 0", "quota[0].limit: found limit 0; allowed:"),
         ("[[quota]]\nname = 'a'\nmatch = ['*']\nburst = 1.5", "quota[0].burst: found size 1.5; allowed:"),
         ("[[quota]]\nname = 'a'\nmatch = ['*']\nburst = 63", "quota 'a': burst is 63; allowed: 64 to"),
+        (
+            "[[quota]]\nname = 'a'\nmatch = ['*']\nmax_weight = 0",
+            "quota[0].max_weight: found weight 0; allowed: a whole number from 1 to 10000, or \"none\"",
+        ),
+        (
+            "[[quota]]\nname = 'a'\nmatch = ['*']\nmax_limit = 'off'",
+            "quota[0].max_limit: found rate 'off'; allowed:",
+        ),
+        ("[[quota]]\nname = 'a'\nmatch = ['*']\nmax_burst = 63", "quota 'a': max_burst is 63; allowed: 64"),
         (
             "[[quota]]\nname = 'a'\nmatch = ['*']\nreservation = 2\nlimit = 1",
             "quota 'a': reservation 2B/s exceeds limit 1B/s; allowed: a reservation up to the limit",

@@ -25,6 +25,7 @@ from netrng_hostd.core.quota import (
     QuotaRule,
     check_rules,
     format_size,
+    parse_cap,
     parse_limit,
     parse_rate,
     parse_size,
@@ -131,6 +132,10 @@ def read_quotas(file: str, tables: list[Table]) -> tuple[QuotaRule, ...]:
                     weight=table.parsed("weight", None, parse_weight),
                     limit=table.parsed("limit", UNSET, parse_limit),
                     burst=table.parsed("burst", None, parse_size),
+                    max_reservation=table.parsed("max_reservation", UNSET, parse_cap(parse_rate)),
+                    max_weight=table.parsed("max_weight", UNSET, parse_cap(parse_weight)),
+                    max_limit=table.parsed("max_limit", UNSET, parse_limit),
+                    max_burst=table.parsed("max_burst", UNSET, parse_cap(parse_size)),
                 )
             )
         check_rules(rules)

@@ -8,6 +8,10 @@ whole bytes; None as a limit means "none".
 Rules are tried in the order of the configuration. The first that matches a domain names its quota;
 a key which that rule leaves unset comes from the next that matches and sets it, at last from
 DEFAULT_QUOTA.
+
+A domain's metadata comes before all rules. Whoever may edit a domain writes it, so each key that it sets
+is capped by the first matching rule that sets the `max_` of that key; what it leaves unset comes from the
+rules, whose owner needs no cap.
 """
 
 from __future__ import annotations
@@ -17,10 +21,17 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any, Callable
 
 WEIGHT_RANGE = (1, 10_000)
 BURST_RANGE = (64, 1 << 30)  # a seed must fit, or a limited domain could never be seeded at once
 RATE_MAX = 1 << 40  # 1 TiB/s: no device comes near, and no product of two of them surprises anyone
+_RANGES = {
+    "reservation": (0, RATE_MAX),
+    "weight": WEIGHT_RANGE,
+    "limit": (1, RATE_MAX),
+    "burst": BURST_RANGE,
+}
 
 _UNITS = {
     "": 1, "B": 1, "kB": 10**3, "KiB": 1 << 10, "MB": 10**6, "MiB": 1 << 20, "GB": 10**9, "GiB": 1 << 30,
@@ -44,25 +55,17 @@ class Unset(enum.Enum):
 UNSET = Unset.UNSET
 
 
-def _check(
-    name: str,
-    reservation: int | None,
-    weight: int | None,
-    limit: int | Unset | None,
-    burst: int | None,
-) -> None:
-    for key, value, (low, high) in (
-        ("reservation", reservation, (0, RATE_MAX)),
-        ("weight", weight, WEIGHT_RANGE),
-        ("limit", limit, (1, RATE_MAX)),
-        ("burst", burst, BURST_RANGE),
-    ):
-        if isinstance(value, int) and not low <= value <= high:
-            raise QuotaError(f"quota {name!r}: {key} is {value}; allowed: {low} to {high}")
+def _check(quota: Quota | QuotaRule) -> None:
+    for key, (low, high) in _RANGES.items():
+        for spelled in (key, f"max_{key}"):
+            value = getattr(quota, spelled, None)
+            if isinstance(value, int) and not low <= value <= high:
+                raise QuotaError(f"quota {quota.name!r}: {spelled} is {value}; allowed: {low} to {high}")
+    reservation, limit = quota.reservation, quota.limit
     if reservation is not None and isinstance(limit, int) and reservation > limit:
         raise QuotaError(
-            f"quota {name!r}: reservation {format_rate(reservation)} exceeds limit {format_rate(limit)};"
-            " allowed: a reservation up to the limit"
+            f"quota {quota.name!r}: reservation {format_rate(reservation)} exceeds limit"
+            f" {format_rate(limit)}; allowed: a reservation up to the limit"
         )
 
 
@@ -77,7 +80,7 @@ class Quota:
     burst: int = 4096
 
     def __post_init__(self) -> None:
-        _check(self.name, self.reservation, self.weight, self.limit, self.burst)
+        _check(self)
 
 
 DEFAULT_QUOTA = Quota()
@@ -88,7 +91,8 @@ class QuotaRule:
     """One `[[quota]]` of the configuration, or one domain's metadata.
 
     `match` holds globs over the domain's name (`*`, `?`, `[…]`, case counts) and `uuid:` followed by a
-    UUID or a glob over it. A key that is None, or a limit that is UNSET, inherits.
+    UUID or a glob over it. A key that is None, or a limit that is UNSET, inherits. So does a `max_` that is
+    UNSET; None is "no cap".
     Raises QuotaError if its own numbers contradict each other.
     """
 
@@ -98,9 +102,19 @@ class QuotaRule:
     weight: int | None = None
     limit: int | Unset | None = UNSET
     burst: int | None = None
+    max_reservation: int | Unset | None = UNSET
+    max_weight: int | Unset | None = UNSET
+    max_limit: int | Unset | None = UNSET
+    max_burst: int | Unset | None = UNSET
 
     def __post_init__(self) -> None:
-        _check(self.name, self.reservation, self.weight, self.limit, self.burst)
+        _check(self)
+
+    def given(self) -> dict[str, Any]:
+        """Those of reservation, weight, limit and burst that it sets; a limit of None is "none"."""
+        unset = {"reservation": None, "weight": None, "limit": UNSET, "burst": None}
+        values = {key: getattr(self, key) for key in unset}
+        return {key: value for key, value in values.items() if value is not unset[key]}
 
     def matches(self, domain_name: str, uuid: str) -> bool:
         """Whether this rule says anything about the domain."""
@@ -112,14 +126,46 @@ class QuotaRule:
         )
 
 
-def resolve(rules: Iterable[QuotaRule], domain_name: str, uuid: str) -> Quota:
-    """The quota of a domain.
+def resolve(
+    rules: Iterable[QuotaRule], domain_name: str, uuid: str, metadata: QuotaRule | None = None
+) -> Quota:
+    """The quota of a domain; its name is "metadata" if that sets anything, else the first matching rule's.
 
-    Never raises: a reservation and a smaller limit that come from two different rules meet here at
+    Never raises: a reservation and a smaller limit that come from two different places meet here at
     the limit, because a domain's name, which its owner chooses, must not be able to stop the daemon.
     `check_rules` refuses the cases that the rules alone give away.
     """
-    return _merge([rule for rule in rules if rule.matches(domain_name, uuid)])
+    matching = [rule for rule in rules if rule.matches(domain_name, uuid)]
+    merged = vars(DEFAULT_QUOTA).copy()
+    for rule in reversed(matching):  # the first that sets a key wins it
+        merged.update(rule.given(), name=rule.name)
+    if metadata is not None and metadata.given():
+        capped = {key: _capped(key, value, matching) for key, value in metadata.given().items()}
+        merged.update(capped, name=metadata.name)
+    if merged["limit"] is not None:
+        merged["reservation"] = min(merged["reservation"], merged["limit"])
+    return Quota(**merged)
+
+
+def parse_metadata(attributes: Iterable[tuple[str, str]]) -> QuotaRule:
+    """A rule named "metadata" from the attributes of a <netrng:quota> element, which are others' text.
+
+    Raises QuotaError, in one printable line of bounded length.
+    """
+    values: dict[str, Any] = {}
+    for key, text in attributes:
+        if key not in _SPELLING:
+            raise QuotaError(f"unknown attribute {shown(key)}; allowed: {', '.join(_SPELLING)}")
+        try:
+            values[key] = _SPELLING[key][0](text)
+        except QuotaError as error:
+            raise QuotaError(f"{key}: found {error}") from None
+    return QuotaRule("metadata", (), **values)
+
+
+def format_metadata(rule: QuotaRule) -> tuple[tuple[str, str], ...]:
+    """The reverse of `parse_metadata`: the keys that the rule sets, in their shortest exact spelling."""
+    return tuple((key, _SPELLING[key][1](value)) for key, value in rule.given().items())
 
 
 def check_rules(rules: Sequence[QuotaRule]) -> None:
@@ -161,6 +207,20 @@ def parse_limit(value: object) -> int | None:
     return rate
 
 
+def parse_cap(parse: Callable[[object], int]) -> Callable[[object], int | None]:
+    """A parser for a `max_` key: as ``parse``, or None for "none"."""
+
+    def parsed(value: object) -> int | None:
+        if isinstance(value, str) and value.strip() == "none":
+            return None
+        try:
+            return parse(value)
+        except QuotaError as error:
+            raise QuotaError(f'{error}, or "none"') from None
+
+    return parsed
+
+
 def parse_size(value: object) -> int:
     """Bytes from 512, "512", "64KiB", "1MB". Raises QuotaError."""
     return _quantity("size", value, value, RATE_MAX, _SIZE_FORMS)
@@ -192,18 +252,26 @@ def format_size(size_bytes: int) -> str:
     return f"{size_bytes}B"
 
 
-def _merge(matching: Sequence[QuotaRule]) -> Quota:
-    """The first that sets a key wins it."""
-    default = DEFAULT_QUOTA
-    limit = next((r.limit for r in matching if not isinstance(r.limit, Unset)), default.limit)
-    reservation = next((r.reservation for r in matching if r.reservation is not None), default.reservation)
-    return Quota(
-        name=matching[0].name if matching else default.name,
-        reservation=reservation if limit is None else min(reservation, limit),
-        weight=next((r.weight for r in matching if r.weight is not None), default.weight),
-        limit=limit,
-        burst=next((r.burst for r in matching if r.burst is not None), default.burst),
-    )
+def shown(value: object) -> str:
+    """A value that somebody else wrote, in one printable line of at most 60 characters."""
+    found = repr(value)
+    return found if len(found) <= 60 else found[:57] + "…"
+
+
+# How each key is read and written.
+_SPELLING: dict[str, tuple[Callable[[object], Any], Callable[[Any], str]]] = {
+    "reservation": (parse_rate, format_rate),
+    "weight": (parse_weight, str),
+    "limit": (parse_limit, format_rate),
+    "burst": (parse_size, format_size),
+}
+
+
+def _capped(key: str, value: int | None, matching: Sequence[QuotaRule]) -> int | None:
+    """``value``, or less: the cap of the first rule that has one. None is more than any number."""
+    caps = (getattr(rule, f"max_{key}") for rule in matching)
+    cap = next((cap for cap in caps if cap is not UNSET), None)
+    return min((number for number in (value, cap) if number is not None), default=None)
 
 
 def _quantity(kind: str, value: object, amount: object, maximum: int, forms: str) -> int:
@@ -223,7 +291,4 @@ def _quantity(kind: str, value: object, amount: object, maximum: int, forms: str
 
 
 def _refused(kind: str, value: object, allowed: str) -> QuotaError:
-    found = repr(value)
-    if len(found) > 60:  # metadata is somebody else's text; one line stays one line
-        found = found[:57] + "…"
-    return QuotaError(f"{kind} {found}; allowed: {allowed}")
+    return QuotaError(f"{kind} {shown(value)}; allowed: {allowed}")
