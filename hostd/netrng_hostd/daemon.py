@@ -60,7 +60,9 @@ class Daemon:
         self.ledger = Ledger()
         self.reservoir = Reservoir(config.reservoir.size, config.reservoir.seed_reserve)
         self.dispatcher = Dispatcher(source.name, self.reservoir, Scheduler(config.sample_size), self.ledger)
-        self.roster = Roster(self.dispatcher, config.quotas, config.admission.max_domains)
+        self.roster = Roster(
+            self.dispatcher, config.quotas, config.admission.max_domains, config.libvirt.trust_metadata
+        )
         self.source_watch = SourceWatch(source)
         self.uris: dict[str, UriState] = {}
         self._watchers: list[Watcher] = []

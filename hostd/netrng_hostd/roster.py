@@ -10,13 +10,14 @@ import socket
 import uuid as uuids
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from netrng_hostd.channels.channel import Channel
 from netrng_hostd.channels.connect import ChannelUnavailable, connect_unix
 from netrng_hostd.channels.session import HostSession
 from netrng_hostd.config import ChannelConfig
 from netrng_hostd.core.mistake import where_raised
-from netrng_hostd.core.quota import Quota, QuotaRule, resolve
+from netrng_hostd.core.quota import Quota, QuotaError, QuotaRule, resolve
 from netrng_hostd.dispatch import Dispatcher
 from netrng_hostd.hypervisor.domain_xml import LiveDomain
 from netrng_hostd.hypervisor.errors import HypervisorError
@@ -25,6 +26,13 @@ log = logging.getLogger("netrng.roster")
 
 Connect = Callable[[], Awaitable[socket.socket]]
 OpenStream = Callable[[LiveDomain], Awaitable[socket.socket]]
+
+
+class Metadata(NamedTuple):
+    """What a domain says of its quota; ``detail``: why that does not count, "" if all is well."""
+
+    rule: QuotaRule | None = None
+    detail: str = ""
 
 
 @dataclass
@@ -36,6 +44,7 @@ class Entry:
     uri: str
     kind: str  # virtio | xen | static
     path: str | None
+    metadata: Metadata
     quota: Quota
     channel: Channel
     task: asyncio.Task[None]
@@ -49,13 +58,18 @@ def static_uuid(name: str) -> str:
 class Roster:
     """Keeps one Channel task per domain and connection; call everything from the event loop."""
 
-    def __init__(self, dispatcher: Dispatcher, rules: Sequence[QuotaRule], max_domains: int) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, rules: Sequence[QuotaRule], max_domains: int,
+        trust_metadata: bool = True,
+    ) -> None:  # fmt: skip
         self._dispatcher = dispatcher
         self._rules = tuple(rules)
         self._max_domains = max_domains
+        self._trust_metadata = trust_metadata
         self._entries: dict[tuple[str, str], Entry] = {}
+        self._of_uuid: dict[str, list[Entry]] = {}  # several during a migration, the newest last
         # Those beyond max_domains, first come first: admitted as soon as there is room.
-        self._refused: dict[tuple[str, str], tuple[str, str, str | None, Connect]] = {}
+        self._refused: dict[tuple[str, str], tuple[str, str, str | None, Connect, Metadata]] = {}
         self.without_channel: dict[tuple[str, str], str] = {}  # names of domains that have no channel
 
     @property
@@ -65,15 +79,14 @@ class Roster:
     def use_rules(self, rules: Sequence[QuotaRule]) -> None:
         """New quotas from a reload; sessions, bytes in flight and buckets are kept."""
         self._rules = tuple(rules)
-        for entry in self._entries.values():
-            entry.quota = resolve(self._rules, entry.name, entry.uuid)
-            self._dispatcher.set_quota(entry.uuid, entry.quota)
+        for uuid in self._of_uuid:
+            self._set_quota(uuid)
 
     def add_static(self, config: ChannelConfig) -> None:
         async def connect() -> socket.socket:
             return connect_unix(config.path)
 
-        self._add(config.name, static_uuid(config.name), "", "static", config.path, connect)
+        self._add(config.name, static_uuid(config.name), "", "static", config.path, connect, Metadata())
 
     def remove_static(self, name: str) -> None:
         self._refused.pop(("", static_uuid(name)), None)
@@ -87,7 +100,8 @@ class Roster:
             self.without_channel[(domain.uri, domain.uuid)] = domain.name
             return
         connect = _connector(domain, open_stream)
-        self._add(domain.name, domain.uuid, domain.uri, live.kind, live.path, connect)
+        metadata = self._metadata(domain)
+        self._add(domain.name, domain.uuid, domain.uri, live.kind, live.path, connect, metadata)
 
     def changed(self, old: LiveDomain, new: LiveDomain, open_stream: OpenStream | None) -> None:
         """The definition or the state of a running domain changed."""
@@ -97,6 +111,9 @@ class Roster:
                 new.channel.kind, new.channel.path, new.channel.mode,
             )  # fmt: skip
             if same and old.name == new.name:
+                if old.quota != new.quota:
+                    entry.metadata = self._metadata(new)
+                    self._settle(entry)
                 entry.channel.retry_now()
                 return
         self.vanished(old)
@@ -124,9 +141,33 @@ class Roster:
             self._remove(key, "shutdown")
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _metadata(self, domain: LiveDomain) -> Metadata:
+        if domain.quota is None or not self._trust_metadata:
+            return Metadata()
+        try:
+            return Metadata(domain.quota.rule())
+        except QuotaError as error:
+            return Metadata(None, f"quota in its metadata ignored: {error}; the file's is used")
+
+    def _settle(self, entry: Entry) -> None:
+        """The entry is new, or its metadata."""
+        if entry.metadata.detail:
+            log.warning("%s: %s", entry.name, entry.metadata.detail)
+        self._set_quota(entry.uuid)
+
+    def _set_quota(self, uuid: str) -> None:
+        """One UUID has one bucket, so one quota: where two entries have it, the newest's metadata decides."""
+        entries = self._of_uuid[uuid]
+        newest = entries[-1]
+        quota = resolve(self._rules, newest.name, uuid, newest.metadata.rule)
+        for entry in entries:
+            entry.quota = quota
+        self._dispatcher.set_quota(uuid, quota)
+
     def _add(
-        self, name: str, uuid: str, uri: str, kind: str, path: str | None, connect: Connect
-    ) -> None:
+        self, name: str, uuid: str, uri: str, kind: str, path: str | None, connect: Connect,
+        metadata: Metadata,
+    ) -> None:  # fmt: skip
         key = (uri, uuid)
         self._remove(key)
         if len(self._entries) >= self._max_domains:
@@ -135,15 +176,18 @@ class Roster:
                     "%s: not served: %d domains are served already; raise admission.max_domains",
                     name, self._max_domains,
                 )  # fmt: skip
-            self._refused[key] = (name, kind, path, connect)
+            self._refused[key] = (name, kind, path, connect, metadata)
             return
-        quota = resolve(self._rules, name, uuid)
+        quota = resolve(self._rules, name, uuid, metadata.rule)
         session = HostSession(lambda: os.urandom(8))
         channel = Channel(name, path or f"{uri} {name}", connect, session, self._dispatcher)
         self._dispatcher.add(uuid, channel, quota)
         task = asyncio.get_running_loop().create_task(channel.run(), name=f"channel {name}")
         task.add_done_callback(lambda done: self._ended(name, channel, done))
-        self._entries[key] = Entry(name, uuid, uri, kind, path, quota, channel, task)
+        entry = Entry(name, uuid, uri, kind, path, metadata, quota, channel, task)
+        self._entries[key] = entry
+        self._of_uuid.setdefault(uuid, []).append(entry)
+        self._settle(entry)
 
     def _ended(self, name: str, channel: Channel, task: asyncio.Task[None]) -> None:
         self._dispatcher.remove(channel)
@@ -155,12 +199,17 @@ class Roster:
         if entry is not None:
             entry.channel.leaving = reason
             entry.task.cancel()
+            self._of_uuid[entry.uuid].remove(entry)
+            if self._of_uuid[entry.uuid]:
+                self._set_quota(entry.uuid)
+            else:
+                del self._of_uuid[entry.uuid]
 
     def _admit_refused(self) -> None:
         while self._refused and len(self._entries) < self._max_domains:
-            (uri, uuid), (name, kind, path, connect) = next(iter(self._refused.items()))
+            (uri, uuid), (name, kind, path, connect, metadata) = next(iter(self._refused.items()))
             del self._refused[(uri, uuid)]
-            self._add(name, uuid, uri, kind, path, connect)
+            self._add(name, uuid, uri, kind, path, connect, metadata)
 
 
 def _connector(domain: LiveDomain, open_stream: OpenStream | None) -> Connect:

@@ -150,6 +150,7 @@ def _domain(entry: Entry, dispatcher: Dispatcher, meters: Meters) -> DomainStatu
         agent=channel.session.agent,
         detail=channel.detail,
         quota=quota.name,
+        quota_detail=entry.metadata.detail,
         in_flight=counts.in_flight,
         seeds=dispatcher.seeds.get(entry.uuid, 0),
         last_heard=_heard(channel),

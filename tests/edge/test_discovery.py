@@ -26,7 +26,14 @@ from tests.edge.lab import (
 
 from netrng_hostd.discovery.inbox import Debounce, Inbox
 from netrng_hostd.discovery.watcher import Timing
-from netrng_hostd.hypervisor import DeniedError, HypervisorError, LiveChannel, UnreachableError, event_thread
+from netrng_hostd.hypervisor import (
+    DeniedError,
+    HypervisorError,
+    LiveChannel,
+    QuotaElement,
+    UnreachableError,
+    event_thread,
+)
 from netrng_hostd.hypervisor.connection import _RENEWS, Connection
 
 URI = "test:///default"
@@ -169,7 +176,9 @@ def test_metadata_that_changes_is_a_change_of_the_domain() -> None:
                 domain.setMetadata(2, quota, "netrng", "urn:netrng:1", 1)
                 await until(lambda: recorder.calls[-1] == ("changed", "a"))
                 assert recorder.old == old
-                assert watcher.domains[UUID_A].quota == (("reservation", "1KiB/s"), ("weight", "300"))
+                assert watcher.domains[UUID_A].quota == QuotaElement(
+                    (("reservation", "1KiB/s"), ("weight", "300"))
+                )
 
     asyncio.run(scenario(), debug=True)
 
@@ -368,6 +377,78 @@ def test_what_was_taken_wakes_nobody() -> None:
     asyncio.run(scenario(), debug=True)
 
 
+def test_an_urgent_event_cuts_a_pause_short_and_others_do_not() -> None:
+    async def scenario() -> None:
+        inbox = Inbox(asyncio.get_running_loop(), lambda _uuid, _number: None)
+
+        async def paused() -> asyncio.Task[None]:
+            task = asyncio.create_task(inbox.pause(3600, 0))
+            await turns_of_the_loop()
+            return task
+
+        pausing = await paused()
+        inbox.event(UUID_A, 1, False)
+        await turns_of_the_loop()
+        assert not pausing.done()
+        inbox.event(UUID_B, 2, False, True)
+        await pausing
+        inbox.event(UUID_A, 1, False, True)  # in the last moments, or in a listing: the next pause is short
+        await turns_of_the_loop()
+        await (await paused())
+        assert inbox.take() == {UUID_A, UUID_B}
+        inbox.event(UUID_A, 1, False)
+        pausing = await paused()
+        assert not pausing.done(), "what was taken hurries nobody"
+        pausing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pausing
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_pause_ends_by_itself() -> None:
+    async def scenario() -> None:
+        inbox = Inbox(asyncio.get_running_loop(), lambda _uuid, _number: None)
+        for pause_s, urgent_s in ((0.02, 0.02), (0.04, 0.02), (0.01, 3600)):
+            await inbox.pause(pause_s, urgent_s)
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_flood_of_other_events_does_not_put_off_a_change_of_metadata(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A guest that opens and closes its port has brought the pause up to an hour."""
+    monkeypatch.setattr(Debounce, "pause_s", lambda *_: 3600.0)
+    inboxes: list[Inbox] = []
+    pause = Inbox.pause
+
+    async def noted(inbox: Inbox, pause_s: float, urgent_s: float) -> None:
+        inboxes.append(inbox)
+        await pause(inbox, pause_s, urgent_s)
+
+    monkeypatch.setattr(Inbox, "pause", noted)
+
+    async def scenario() -> None:
+        recorder = Recorder()
+        watcher = recorder.watcher(URI)
+        with fake_hypervisor() as libvirtd:
+            domain = libvirtd.createXML(domain_xml("a", UUID_A), 0)
+            async with running(watcher):
+                await until(lambda: UUID_A in watcher.domains)
+                libvirtd.createXML(domain_xml("b", UUID_B), 0)
+                await until(lambda: inboxes)
+                for _ in range(100):
+                    inboxes[0].event(UUID_A, domain.ID(), False)
+                await turns_of_the_loop()
+                assert recorder.calls == [("appeared", "a")]
+                domain.setMetadata(2, "<quota weight='7'/>", "netrng", "urn:netrng:1", 1)
+                await until(lambda: ("changed", "a") in recorder.calls)
+                assert ("appeared", "b") in recorder.calls
+
+    asyncio.run(scenario(), debug=True)
+
+
 async def turns_of_the_loop() -> None:
     for _ in range(6):
         await asyncio.sleep(0)
@@ -379,17 +460,16 @@ class Storm:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pauses: list[float] = []
         self.inbox: Inbox | None = None
-        self.sleep = asyncio.sleep
         make, active = Inbox.__init__, Connection.active
 
         def made(inbox: Inbox, *arguments: Any) -> None:
             make(inbox, *arguments)
             self.inbox = inbox
 
-        async def noted(delay_s: float) -> None:
-            self.pauses.append(delay_s)
+        async def noted(_: Inbox, pause_s: float, _urgent_s: float) -> None:
+            self.pauses.append(pause_s)
             self.blow()
-            await self.sleep(0.001)
+            await asyncio.sleep(0.001)
 
         def listed(connection: Connection) -> list[tuple[str, int]]:
             self.blow()
@@ -397,7 +477,7 @@ class Storm:
 
         monkeypatch.setattr(Inbox, "__init__", made)
         monkeypatch.setattr(Connection, "active", listed)
-        monkeypatch.setattr("netrng_hostd.discovery.watcher.asyncio.sleep", noted)
+        monkeypatch.setattr(Inbox, "pause", noted)
 
     def blow(self) -> None:
         if self.inbox is not None:
@@ -407,7 +487,7 @@ class Storm:
         for _ in range(20_000):
             if condition():
                 return
-            await self.sleep(0.001)
+            await asyncio.sleep(0.001)
         raise AssertionError("never came true")
 
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 
 import pytest
 
+from netrng_hostd.core.quota import QuotaError, QuotaRule
 from netrng_hostd.hypervisor.domain_xml import (
     MAX_XML_CHARS,
     DomainXmlError,
     LiveChannel,
     LiveDomain,
+    QuotaElement,
     parse_live,
 )
 
 UUID = "8b1f0a52-5c3e-4b7e-9d53-0d6f3f1f9f11"
 
+LINE = '<netrng:quota xmlns:netrng="urn:netrng:1" weight="300" reservation="1KiB/s"/>'
 QEMU = f"""\
 <domain type='qemu' id='3'>
   <name>db-1</name>
   <uuid>{UUID}</uuid>
   <metadata>
-    <netrng:quota xmlns:netrng="urn:netrng:1" weight="300" reservation="1KiB/s"/>
+    {LINE}
     <other:quota xmlns:other="urn:other" weight="9"/>
   </metadata>
   <devices>
@@ -67,8 +70,45 @@ def test_a_virtio_channel_of_qemu() -> None:
         channel=LiveChannel(
             "virtio", "/var/lib/libvirt/qemu/channel/target/domain-3-db-1/org.netrng.0", "bind", False
         ),
-        quota=(("reservation", "1KiB/s"), ("weight", "300")),
+        quota=QuotaElement((("reservation", "1KiB/s"), ("weight", "300"))),
     )
+
+
+def test_a_quota_element_becomes_a_rule() -> None:
+    quota = parse(QEMU).quota
+    assert quota is not None
+    assert quota.rule() == QuotaRule("metadata", (), reservation=1024, weight=300)
+
+
+OWN = 'xmlns:netrng="urn:netrng:1"'
+
+
+@pytest.mark.parametrize(
+    ("elements", "complaint"),
+    [
+        (f"<netrng:quotta {OWN} weight='3'/>", "unknown element 'quotta'; allowed: quota"),
+        (f"<netrng:limit {OWN}>5</netrng:limit>", "unknown element 'limit'"),
+        (f"<netrng:{'q' * 999} {OWN}/>", f"unknown element '{'q' * 56}…"),
+        (f"<netrng:quota {OWN}>weight=3</netrng:quota>", "found more than one element"),
+        (f"<netrng:quota {OWN}><netrng:weight>3</netrng:weight></netrng:quota>", "found more than one"),
+        (f"<netrng:quota {OWN}/><netrng:quota {OWN} weight='3'/>", "found more than one element"),
+        (f"<netrng:quota {OWN} wieght='3'/>", "unknown attribute 'wieght'"),
+        (f"<netrng:quota {OWN} netrng:weight='3'/>", "unknown attribute '{urn:netrng:1}weight'"),
+    ],
+)
+def test_what_is_no_quota_element_and_stands_in_our_namespace_is_malformed(
+    elements: str, complaint: str
+) -> None:
+    quota = parse(QEMU.replace("<other:quota", f"{elements}<other:quota").replace(LINE, "")).quota
+    assert quota is not None
+    with pytest.raises(QuotaError) as refused:
+        quota.rule()
+    assert str(refused.value).startswith(complaint)
+    assert len(str(refused.value)) < 250
+
+
+def test_other_namespaces_are_others_affair() -> None:
+    assert parse(QEMU.replace("urn:netrng:1", "urn:netrng:10")).quota is None
 
 
 def test_a_channel_of_xen_says_nothing_of_the_guests_end() -> None:

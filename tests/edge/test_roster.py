@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -16,11 +17,11 @@ from tests.edge.rig import Guest, until
 
 from netrng_hostd.config import ChannelConfig
 from netrng_hostd.core.ledger import Ledger
-from netrng_hostd.core.quota import QuotaRule
+from netrng_hostd.core.quota import Quota, QuotaRule
 from netrng_hostd.core.reservoir import Reservoir
 from netrng_hostd.core.scheduler import Scheduler
 from netrng_hostd.dispatch import Dispatcher
-from netrng_hostd.hypervisor.domain_xml import LiveChannel, LiveDomain
+from netrng_hostd.hypervisor.domain_xml import LiveChannel, LiveDomain, QuotaElement
 from netrng_hostd.roster import Roster, static_uuid
 from netrng_hostd.sources.reader import Delivery
 
@@ -39,10 +40,12 @@ def domain(
 
 
 @contextlib.asynccontextmanager
-async def rosters(max_domains: int = 16, *rules: QuotaRule) -> AsyncIterator[tuple[Roster, Dispatcher]]:
+async def rosters(
+    max_domains: int = 16, *rules: QuotaRule, trust_metadata: bool = True
+) -> AsyncIterator[tuple[Roster, Dispatcher]]:
     ledger = Ledger()
     dispatcher = Dispatcher("source", Reservoir(65536, 1024), Scheduler(512), ledger)
-    roster = Roster(dispatcher, rules, max_domains)
+    roster = Roster(dispatcher, rules, max_domains, trust_metadata)
     try:
         yield roster, dispatcher
     finally:
@@ -201,6 +204,132 @@ def test_static_sockets_and_new_rules(tmp_path: Path, guest: Guest) -> None:
             assert entry.channel.state == "open"
             roster.remove_static("vm")
             assert not roster.entries
+
+    run(scenario)
+
+
+def with_quota(domain: LiveDomain, **attributes: str) -> LiveDomain:
+    return dataclasses.replace(domain, quota=QuotaElement(tuple(attributes.items())))
+
+
+def in_force(dispatcher: Dispatcher, uuid: str = UUID) -> Quota:
+    return dispatcher.scheduler._domains[uuid].quota
+
+
+def test_metadata_counts_and_its_change_drops_no_session(tmp_path: Path, guest: Guest) -> None:
+    rule = QuotaRule("all", ("*",), weight=7, burst=1000, max_weight=500)
+
+    async def scenario() -> None:
+        async with rosters(16, rule) as (roster, dispatcher):
+            plain = domain(tmp_path / "vm.sock")
+            before = with_quota(plain, reservation="100")
+            roster.appeared(before, None)
+            (entry,) = roster.entries
+            assert entry.quota == in_force(dispatcher) == Quota("metadata", 100, 7, None, 1000)
+            await until(lambda: any(entry.channel.wanted))
+            dispatcher.deliver(Delivery(4096, bytearray(range(256)) * 16, 0, 0, None))
+            await until(lambda: len(guest.taken) >= 512)
+            after = with_quota(plain, reservation="200", weight="900")
+            roster.changed(before, after, None)
+            assert entry.quota == in_force(dispatcher) == Quota("metadata", 200, 500, None, 1000)
+            roster.use_rules([QuotaRule("others", ("*",), max_weight=300)])
+            assert entry.quota == in_force(dispatcher) == Quota("metadata", 200, 300, None, 4096)
+            roster.changed(after, plain, None)
+            assert entry.quota == in_force(dispatcher) == Quota("others")
+            assert roster.entries == [entry]
+            await until(lambda: len(guest.taken) >= 4096 - 512)
+            assert entry.channel.state == "open"
+            assert len(guest.sessions) == guest.connections == 1
+            assert dispatcher.ledger.domain(UUID).lost == 0
+            dispatcher.check()
+
+    run(scenario)
+
+
+def test_malformed_metadata_is_said_once_a_change_and_the_files_quota_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with rosters(16, QuotaRule("all", ("*",), weight=7)) as (roster, dispatcher):
+            typo = with_quota(domain(tmp_path / "vm.sock"), wieght="3")
+            roster.appeared(typo, None)
+            (entry,) = roster.entries
+            assert entry.quota == in_force(dispatcher) == Quota("all", 0, 7)
+            assert entry.metadata.detail == (
+                "quota in its metadata ignored: unknown attribute 'wieght'; "
+                "allowed: reservation, weight, limit, burst; the file's is used"
+            )
+            roster.changed(typo, typo, None)
+            roster.use_rules([QuotaRule("all", ("*",), weight=8)])
+            assert [record.getMessage() for record in caplog.records] == [f"vm: {entry.metadata.detail}"]
+            again = with_quota(typo, weight="0")
+            roster.changed(typo, again, None)
+            assert "weight '0'" in entry.metadata.detail
+            roster.changed(again, with_quota(typo, weight="9"), None)
+            assert entry.quota == Quota("metadata", 0, 9)
+            assert entry.metadata.detail == ""
+            assert len(caplog.records) == 2
+
+    with caplog.at_level(logging.WARNING, "netrng.roster"):
+        run(scenario)
+
+
+def test_metadata_that_is_not_trusted_is_not_looked_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with rosters(trust_metadata=False) as (roster, _):
+            before, after = (with_quota(domain(tmp_path / "x"), weight=weight) for weight in ("9", "none"))
+            roster.appeared(before, None)
+            roster.changed(before, after, None)
+            (entry,) = roster.entries
+            assert (entry.quota, entry.metadata.detail) == (Quota(), "")
+
+    with caplog.at_level(logging.WARNING, "netrng.roster"):
+        run(scenario)
+    assert not caplog.records
+
+
+def test_of_two_entries_of_a_uuid_the_newest_ones_metadata_decides(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with rosters() as (roster, dispatcher):
+
+            def weights() -> set[int]:
+                return {entry.quota.weight for entry in roster.entries} | {in_force(dispatcher).weight}
+
+            here = with_quota(domain(tmp_path / "here"), weight="2")
+            there = with_quota(domain(tmp_path / "there", uri="test:///two"), weight="3")
+            roster.appeared(here, None)
+            assert weights() == {2}
+            roster.appeared(there, None)
+            assert weights() == {3}
+            changed = with_quota(here, weight="4")
+            roster.changed(here, changed, None)
+            assert weights() == {3}
+            roster.use_rules([])
+            assert weights() == {3}
+            roster.vanished(there)  # the migration failed
+            assert weights() == {4}
+            roster.appeared(there, None)
+            roster.vanished(changed)
+            assert weights() == {3}
+
+    run(scenario)
+
+
+def test_a_domain_that_is_admitted_later_has_its_metadata_still(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with rosters(1) as (roster, _):
+            first, later = domain(tmp_path / "a", "a"), domain(tmp_path / "b", "b", uuid=UUID[:-1] + "2")
+            roster.appeared(first, None)
+            typo = with_quota(later, wieght="9")
+            roster.appeared(typo, None)
+            assert "metadata" not in caplog.text, "it is not served, so nothing is ignored"
+            roster.changed(typo, with_quota(later, weight="9"), None)
+            roster.vanished(first)
+            assert [entry.quota.weight for entry in roster.entries] == [9]
 
     run(scenario)
 

@@ -22,11 +22,14 @@ class Inbox:
         self._posted = False
         self._shut = False
         self._dirty: set[str] = set()
+        self._urgent = False
         self._wake = asyncio.Event()
+        self._hurry = asyncio.Event()
 
-    def event(self, uuid: str, number: int, renews: bool) -> None:
+    def event(self, uuid: str, number: int, renews: bool, urgent: bool = False) -> None:
         """In libvirt's thread."""
         with self._lock:
+            self._urgent = self._urgent or urgent
             key = (uuid, number)
             self._events[key] = self._events.get(key, False) or renews
             self._post()
@@ -44,20 +47,29 @@ class Inbox:
 
     async def wait(self, timeout_s: float) -> bool:
         """Whether something arrived in that time."""
-        # Not asyncio.wait_for: before Python 3.12 a cancellation that comes together with the event is lost.
-        timer = self.loop.call_later(timeout_s, self._wake.set)
-        try:
-            await self._wake.wait()
-        finally:
-            timer.cancel()
+        await self._until(self._wake, timeout_s)
         self._wake.clear()
         return bool(self._dirty) or self.lost is not None
+
+    async def pause(self, pause_s: float, urgent_s: float) -> None:
+        """Let more events come for ``pause_s``; but for no longer than ``urgent_s`` after an urgent one."""
+        await self._until(self._hurry, pause_s - urgent_s)
+        await asyncio.sleep(min(pause_s, urgent_s))
 
     def take(self) -> set[str]:
         """The UUIDs that had events since the last call."""
         self._wake.clear()  # one that came after wait() has returned is among them
+        self._hurry.clear()
         dirty, self._dirty = self._dirty, set()
         return dirty
+
+    async def _until(self, event: asyncio.Event, timeout_s: float) -> None:
+        # Not asyncio.wait_for: before Python 3.12 a cancellation that comes together with the event is lost.
+        timer = self.loop.call_later(timeout_s, event.set)
+        try:
+            await event.wait()
+        finally:
+            timer.cancel()
 
     def _post(self) -> None:
         if not self._posted and not self._shut:
@@ -67,9 +79,12 @@ class Inbox:
     def _arrive(self) -> None:
         with self._lock:
             events, self._events = self._events, {}
+            urgent, self._urgent = self._urgent, False
             self.lost, self._posted = self._lost, False
             if self._shut:
                 return
+        if urgent:
+            self._hurry.set()
         self._wake.set()
         for (uuid, number), renews in events.items():
             self._dirty.add(uuid)
@@ -82,7 +97,7 @@ class Debounce:
 
     ``first_s``, and twice as long for each that follows within ``max_s`` of a listing, up to ``max_s``.  So a
     guest that goes on making events (it opens and closes its agent's port) costs no more than a listing each
-    ``max_s``, while a single event is looked at soon.
+    ``max_s``, while a single event is looked at soon.  An urgent event cuts such a wait short: `Inbox.pause`.
     """
 
     def __init__(self, first_s: float, max_s: float) -> None:

@@ -30,7 +30,8 @@ class UriState(NamedTuple):
 
 class Timing(NamedTuple):
     """Seconds.  Several events within ``debounce_s`` make one listing; while they go on coming (a guest makes
-    events at will), that time doubles up to ``max_debounce_s``.  A reconnection waits ``backoff_s``, doubling
+    events at will), that time doubles up to ``max_debounce_s``; a change of metadata, which an administrator
+    made, is looked at ``debounce_s`` after it all the same.  A reconnection waits ``backoff_s``, doubling
     up to ``max_backoff_s``, beginning anew after ``steady_s`` of connection.  A call that takes longer than
     ``answer_s`` is shown as down.  Stopping waits ``stop_s`` for such a call.  A domain gets a new stream
     ``reopen_s`` after the one before at the earliest: a guest that is cut off for flooding over and over

@@ -128,7 +128,7 @@ class Watcher:
                 debounce.listed(loop.time())
                 self._enter("connected", "")
                 if await inbox.wait(next_full - loop.time()):
-                    await asyncio.sleep(debounce.pause_s(loop.time()))
+                    await inbox.pause(debounce.pause_s(loop.time()), self._timing.debounce_s)
                 dirty = inbox.take()
                 if loop.time() >= next_full:
                     dirty = None  # whether events came or not: they do not put it off

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from netrng_hostd.hypervisor.domain_xml import LiveChannel, LiveDomain
+from netrng_hostd.hypervisor.domain_xml import LiveChannel, LiveDomain, QuotaElement
 from netrng_hostd.hypervisor.errors import (
     DeniedError,
     HypervisorError,
@@ -18,6 +18,7 @@ __all__ = [
     "LiveChannel",
     "LiveDomain",
     "NoDomainError",
+    "QuotaElement",
     "UnreachableError",
     "UnsupportedError",
 ]

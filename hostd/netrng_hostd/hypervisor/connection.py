@@ -24,9 +24,10 @@ _CLOSE_REASONS = {0: "error", 1: "libvirtd closed the connection", 2: "no answer
 
 
 class Connection:
-    """``on_event(uuid, id, renews)``: something happened to the domain; ``renews`` says that its guest may
-    have gone back in time or was started over, so that a new session is due.  ``on_close(reason)``: the
-    connection is gone.  Both are called in libvirt's event thread, until close() has returned.
+    """``on_event(uuid, id, renews, urgent)``: something happened to the domain; ``renews`` says that its
+    guest may have gone back in time or was started over, so that a new session is due; ``urgent`` that an
+    administrator did it, who waits for the effect; no guest can.  ``on_close(reason)``: the connection is
+    gone.  Both are called in libvirt's event thread, until close() has returned.
     ``later(function)`` runs a function in the worker thread.
     """
 
@@ -35,7 +36,7 @@ class Connection:
         uri: str,
         *,
         read_only: bool,
-        on_event: Callable[[str, int, bool], None],
+        on_event: Callable[[str, int, bool, bool], None],
         on_close: Callable[[str], None],
         later: Callable[[Callable[[], None]], object],
     ) -> None:
@@ -138,10 +139,13 @@ class Connection:
         _quietly(conn.close)
 
     def _lifecycle(self, _conn: Any, domain: Any, event: int, detail: int, _name: str) -> None:
-        self._on_event(str(domain.UUIDString()), int(domain.ID()), (event, detail) in _RENEWS)
+        self._on_event(str(domain.UUIDString()), int(domain.ID()), (event, detail) in _RENEWS, False)
 
     def _other(self, _conn: Any, domain: Any, *rest: Any) -> None:
-        self._on_event(str(domain.UUIDString()), int(domain.ID()), rest[-1] == "REBOOT")
+        name = rest[-1]
+        self._on_event(
+            str(domain.UUIDString()), int(domain.ID()), name == "REBOOT", name == "METADATA_CHANGE"
+        )
 
     def _closed(self, _conn: Any, reason: int, _opaque: Any) -> None:
         self._on_close(_CLOSE_REASONS.get(reason, f"reason {reason}"))

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import uuid as uuid_module
 from dataclasses import dataclass
+from typing import NamedTuple
 from xml.etree import ElementTree
+
+from netrng_hostd.core.quota import QuotaError, QuotaRule, parse_metadata, shown
 
 DEFAULT_CHANNEL_NAME = "org.netrng.0"
 METADATA_NAMESPACE = "urn:netrng:1"
@@ -37,20 +40,32 @@ class LiveChannel:
     guest_open: bool | None
 
 
+class QuotaElement(NamedTuple):
+    """What a domain's metadata says in our namespace, unchecked: the attributes as (key, value).
+
+    ``trouble``: why it is no <netrng:quota>, "" if it is one.
+    """
+
+    attributes: tuple[tuple[str, str], ...]
+    trouble: str = ""
+
+    def rule(self) -> QuotaRule:
+        """Raises QuotaError, in one printable line, if it is malformed."""
+        if self.trouble:
+            raise QuotaError(self.trouble)
+        return parse_metadata(self.attributes)
+
+
 @dataclass(frozen=True)
 class LiveDomain:
-    """A running domain; ``channel`` is None where it has none.
-
-    ``quota``: the attributes of its <netrng:quota> metadata element as (key, value), unchecked; None
-    where there is none.
-    """
+    """A running domain; ``channel`` is None where it has none, ``quota`` where its metadata has none."""
 
     name: str
     uuid: str
     uri: str
     id: int
     channel: LiveChannel | None
-    quota: tuple[tuple[str, str], ...] | None = None
+    quota: QuotaElement | None = None
 
 
 def parse_live(xml: str, uri: str, channel_name: str = DEFAULT_CHANNEL_NAME) -> LiveDomain | None:
@@ -69,7 +84,7 @@ def parse_live(xml: str, uri: str, channel_name: str = DEFAULT_CHANNEL_NAME) -> 
         raise DomainXmlError("no name in the domain's XML")
     channel = find_channel(root, channel_name)
     return LiveDomain(
-        name, uuid, uri, number, None if channel is None else _live_channel(channel), _quota(root)
+        name, uuid, uri, number, None if channel is None else _live_channel(channel), find_quota(root)
     )
 
 
@@ -97,6 +112,21 @@ def find_channel(root: ElementTree.Element, channel_name: str) -> ElementTree.El
     return None
 
 
+def find_quota(root: ElementTree.Element) -> QuotaElement | None:
+    """What the domain's metadata says in our namespace; None if nothing."""
+    prefix = f"{{{METADATA_NAMESPACE}}}"
+    elements = [element for element in root.iterfind("metadata/*") if element.tag.startswith(prefix)]
+    if not elements:
+        return None
+    first = elements[0]
+    name, trouble = first.tag[len(prefix) :], ""
+    if name != "quota":
+        trouble = f"unknown element {shown(name)}; allowed: quota"
+    elif len(elements) > 1 or len(first) or (first.text or "").strip():
+        trouble = "found more than one element, or text; allowed: one quota, with attributes alone"
+    return QuotaElement(tuple(sorted(first.attrib.items())), trouble)
+
+
 def _live_channel(channel: ElementTree.Element) -> LiveChannel:
     target, source = channel.find("target"), channel.find("source")
     assert target is not None  # find_channel looked at it
@@ -107,8 +137,3 @@ def _live_channel(channel: ElementTree.Element) -> LiveChannel:
         mode="bind" if source is None else source.get("mode", "bind"),
         guest_open=None if state is None else state == "connected",
     )
-
-
-def _quota(root: ElementTree.Element) -> tuple[tuple[str, str], ...] | None:
-    element = root.find(f"metadata/{{{METADATA_NAMESPACE}}}quota")
-    return None if element is None else tuple(sorted(element.attrib.items()))

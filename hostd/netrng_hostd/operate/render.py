@@ -118,12 +118,14 @@ def _reservoir(status: DaemonStatus) -> Text:
 
 def _troubles(status: DaemonStatus, shown: Sequence[DomainStatus]) -> Iterator[RenderableType]:
     for domain in shown:
-        said = [domain.detail] if domain.detail else []
+        style = STYLES.get(domain.state, BAD)
+        said = [(domain.detail, style), (domain.quota_detail, DOUBTFUL)]
         if domain.agent and domain.agent.get("detail") and domain.agent.get("sink_state") != "ok":
-            said.append(f"its agent says: {printable(domain.agent['detail'])}")
-        for text in said:
-            line = Text("\n").append(printable(domain.name), STRONG)
-            yield line.append(f": {printable(text)}", STYLES.get(domain.state, BAD))
+            said.append((f"its agent says: {printable(domain.agent['detail'])}", style))
+        for text, style in said:
+            if text:
+                line = Text("\n").append(printable(domain.name), STRONG)
+                yield line.append(f": {printable(text)}", style)
 
 
 def _advice(status: DaemonStatus) -> Iterator[RenderableType]:

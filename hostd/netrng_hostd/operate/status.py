@@ -62,7 +62,8 @@ class SourceStatus:
 @dataclass(frozen=True)
 class DomainStatus:
     """One domain's channel. ``kind``: virtio, xen or static; ``agent``: what the guest says of itself;
-    ``last_heard``: of the agent, in the session that is open."""
+    ``quota``: the name of its `[[quota]]`, or "metadata"; ``quota_detail``: why its metadata does not count,
+    "" if all is well; ``last_heard``: of the agent, in the session that is open."""
 
     name: str
     uuid: str
@@ -83,6 +84,7 @@ class DomainStatus:
     agent: dict[str, Any] | None = None
     detail: str = ""
     quota: str = ""
+    quota_detail: str = ""
     in_flight: int = 0
     seeds: int = 0
     last_heard: float | None = None
