@@ -23,6 +23,7 @@ EXAMPLES = """\
 examples:
   netrng-hostd check                     what is wrong here, and how to mend it
   netrng-hostd attach web-1              give the domain web-1 a channel
+  netrng-hostd quota web-1 --weight 300  three times the share of others
   netrng-hostd status --watch            who gets how much, live
   netrng-hostd run --config F            the daemon, in the foreground
 """
@@ -69,6 +70,15 @@ def build_parser() -> argparse.ArgumentParser:
     form.add_argument("--watch", action="store_true", help="go on until Ctrl-C")
     add_connect(add("attach", "add the channel to a domain", "netrng-hostd attach web-1"))
     add_connect(add("detach", "remove the channel from a domain", "netrng-hostd detach web-1"))
+    quota = add(
+        "quota", "show or set the quota in a domain's metadata", "netrng-hostd quota web-1 --limit 10KiB/s"
+    )
+    quota.add_argument("--reservation", metavar="R", help='at least so much: 100, "10KiB/s", "2kB/s"')
+    quota.add_argument("--weight", metavar="W", help="its share of the rest, 1 to 10000")
+    quota.add_argument("--limit", metavar="L", help='never more than so much, or "none"')
+    quota.add_argument("--burst", metavar="B", help='bytes at once above the limit: 4096, "64KiB"')
+    quota.add_argument("--reset", action="store_true", help="first remove all that is set")
+    add_connect(quota)
     xml = add("xml", "print the libvirt XML of the channel", "netrng-hostd xml")
     variant = xml.add_mutually_exclusive_group()
     variant.add_argument("--xen", action="store_true", help="for a Xen domain")
@@ -149,8 +159,15 @@ def _run_configured(options: argparse.Namespace) -> int:
         if options.virtio_rng:
             complain("note", "nothing serves this device in this version; reading it waits")
         return 0
-    action = attach.attach if command == "attach" else attach.detach
-    result = action(options.domain, options.connect)
+    if command == "quota":
+        from netrng_hostd.core.quota import KEYS
+        from netrng_hostd.operate.quota import quota
+
+        given = {key: text for key in KEYS if (text := getattr(options, key)) is not None}
+        result = quota(options.domain, given, options.reset, options.connect)
+    else:
+        action = attach.attach if command == "attach" else attach.detach
+        result = action(options.domain, options.connect)
     for line in result.lines:
         if result.exit_code:
             complain(NAME, line)

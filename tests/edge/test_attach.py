@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""attach, detach and xml: on real paused QEMUs of a private libvirtd, and on libvirt's test driver."""
+"""attach, detach, xml and quota: on real paused QEMUs of a private libvirtd, and on libvirt's test driver."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ import pytest
 from bed.libvirtd import PrivateLibvirtd
 from bed.rundir import RunDirectory
 from tests.edge.lab import UUID_A, UUID_B, domain_xml, fake_hypervisor, paused_domain
+from tests.edge.rig import Hostd, run_command, wait_for
 
 from netrng_hostd.hypervisor import event_thread
-from netrng_hostd.operate.attach import Result, attach, detach, xml
+from netrng_hostd.operate.administer import Result
+from netrng_hostd.operate.attach import attach, detach, xml
+from netrng_hostd.operate.quota import quota
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "libvirt"
 PAUSED = libvirt.VIR_DOMAIN_START_PAUSED
@@ -154,6 +157,61 @@ class TestQemu:
             assert "virtio-serial" in text
             assert "transient" in text
             assert "after the next full power-off" not in text
+        finally:
+            domain.destroy()
+
+
+class TestQuotaOfQemu:
+    pytestmark = needs_qemu
+
+    def test_a_running_daemon_follows_it_and_the_definition_keeps_it(
+        self, qemu: PrivateLibvirtd, tmp_path: Path
+    ) -> None:
+        domain = qemu.connection().defineXML(paused_domain("db", UUID_A))
+        domain.createWithFlags(PAUSED)
+        config = (
+            f'[libvirt]\nuris = ["{qemu.uri}"]\n[[source]]\nkind = "prng"\n'
+            '[[quota]]\nname = "all"\nmatch = ["*"]\nweight = 7\nmax_weight = 500\n'
+        )
+        try:
+            with Hostd(tmp_path, config).start() as hostd:
+
+                def in_force(**expected: object) -> None:
+                    wait_for(lambda: expected.items() <= hostd.domain("db").items(), f"{expected}")
+
+                in_force(quota="all", weight=7, state="waiting")
+                since = hostd.domain("db")["since"]
+                done = run_command(
+                    "quota", "db", "--connect", qemu.uri, "--reservation", "1KiB/s", "--weight", "900"
+                )
+                assert done.returncode == 0, done.stderr
+                in_force(quota="metadata", reservation=1024, weight=500, limit=None)
+                good(quota("db", {"limit": "2KiB/s"}, uri=qemu.uri))
+                in_force(reservation=1024, weight=500, limit=2048)
+                good(quota("db", {}, reset=True, uri=qemu.uri))
+                in_force(quota="all", reservation=0, weight=7, limit=None)
+                domain.setMetadata(2, "<quota wieght='3'/>", "netrng", "urn:netrng:1", 1)
+                wait_for(lambda: hostd.domain("db")["quota_detail"], "the complaint")
+                assert "malformed" in good(quota("db", {}, uri=qemu.uri))
+                assert "--reset" in bad(quota("db", {"weight": "3"}, uri=qemu.uri))
+                good(quota("db", {"weight": "3"}, reset=True, uri=qemu.uri))
+                in_force(quota="metadata", quota_detail="", weight=3)
+                assert hostd.domain("db")["since"] == pytest.approx(since, abs=0.1), "the channel was kept"
+                assert hostd.log.count("quota in its metadata ignored: unknown attribute 'wieght'") == 1
+                domain.destroy()
+                domain.createWithFlags(PAUSED)
+                in_force(quota="metadata", weight=3)
+        finally:
+            domain.destroy()
+            domain.undefine()
+
+    def test_a_transient_domain_has_it_while_it_runs(self, qemu: PrivateLibvirtd) -> None:
+        domain = qemu.connection().createXML(paused_domain("once", UUID_A), PAUSED)
+        try:
+            assert "transient" in good(quota("once", {"weight": "3"}, uri=qemu.uri))
+            assert "running domain: reservation from hostd.toml, weight 3" in good(
+                quota("once", {}, uri=qemu.uri)
+            )
         finally:
             domain.destroy()
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import grp
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from netrng_hostd.config import ChannelConfig, Config, LibvirtConfig, SourceConfig
-from netrng_hostd.hypervisor import LiveChannel, LiveDomain, UnreachableError, event_thread
+from netrng_hostd.hypervisor import LiveChannel, LiveDomain, QuotaElement, UnreachableError, event_thread
 from netrng_hostd.operate import check
 from netrng_hostd.operate.check import device, host
 from netrng_hostd.operate.check.device import check_source, holders
@@ -272,6 +273,22 @@ def test_domains_without_a_channel_are_notes() -> None:
     ]
 
 
+def test_metadata_that_does_not_count_is_a_note(listener: socket.socket) -> None:
+    served = domain(channel=virtio(listener.getsockname()))
+    good = dataclasses.replace(served, quota=QuotaElement((("weight", "3"),)))
+    typo = dataclasses.replace(served, quota=QuotaElement((("wieght", "3"),)))
+    assert domains_found(good) == []
+    text = (
+        "web-1: the quota in its metadata is malformed, so the file's is used: unknown attribute 'wieght'; "
+        "allowed: reservation, weight, limit, burst; mend it: netrng-hostd quota web-1 --reset"
+    )
+    assert domains_found(typo) == [text]
+    assert domains_found(typo, uri="xen:///system") == [f"{text} --connect xen:///system"]
+    deaf = Config(control="/x", libvirt=LibvirtConfig(("qemu:///system",), trust_metadata=False))
+    text = "web-1 has a quota in its metadata that does not count: libvirt.trust_metadata is false"
+    assert lines(check_domains(deaf, lambda _: [good, typo, served])) == [text, text]
+
+
 def test_a_name_that_would_command_the_terminal() -> None:
     (line,) = domains_found(domain("evil\x1b[2J\nname"))
     assert line.startswith(r"evil\x1b[2J\nname has no channel")
@@ -446,10 +463,10 @@ def test_the_configuration_alone_still_refuses_a_prng_as_hardware(file: Path) ->
 
 
 def test_keys_without_effect_are_named(file: Path) -> None:
-    file.write_text("[libvirt]\ntrust_metadata = false\n[admission]\nheadroom = 0.2\npolicy = 'refuse'")
+    file.write_text("[admission]\nheadroom = 0.2\npolicy = 'refuse'")
     assert lines(check.findings(str(file), config_only=True)) == [
         f"{file}: {key} has no effect yet in this version"
-        for key in ("libvirt.trust_metadata", "admission.headroom", "admission.policy")
+        for key in ("admission.headroom", "admission.policy")
     ]
 
 

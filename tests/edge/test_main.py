@@ -25,7 +25,7 @@ def absent_daemon(tmp_path: Path) -> Path:
     return config
 
 
-@pytest.mark.parametrize("command", ["run", "check", "status", "attach", "detach", "xml"])
+@pytest.mark.parametrize("command", ["run", "check", "status", "attach", "detach", "quota", "xml"])
 def test_every_command_helps_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -51,6 +51,8 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         ["xml", "--xen", "--virtio-rng"],
         ["attach", "\udcff"],
         ["detach", "web-1", "--connect", "test:///\udcff"],
+        ["quota"],
+        ["quota", "web-1", "--wieght", "3"],
     ],
 )
 def test_misuse_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,6 +116,7 @@ def test_a_reader_that_goes_away_is_no_error_and_a_full_disk_is_one_line(command
         ("netrng_hostd run --config /nonexistent", 2),
         ("netrng_hostd status --config {config}", 3),
         ("netrng_hostd attach web-1 --connect nonsense:///", 1),
+        ("netrng_hostd quota web-1 --weight 0", 2),
         ("netrng_guest check --channel /nonexistent --sink kernel", 1),
         ("netrng_hostd run --nonsense", 2),
         ("netrng_guest --rate nonsense", 2),

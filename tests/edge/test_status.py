@@ -182,10 +182,12 @@ def test_a_guests_words_are_data() -> None:
     evil = "[bold red]x[/]\x1b[2J\x07\r\n\u202ey\u200bz:smile:"
     escaped = r"[bold red]x[/]\x1b[2J\x07\r\n\u202ey\u200bz:smile:"
     domain = dataclasses.replace(
-        WEB, name=evil, state=evil, agent={"sink": evil, "sink_state": evil, "version": evil, "detail": evil}
-    )
+        WEB, name=evil, state=evil, quota_detail=evil,
+        agent={"sink": evil, "sink_state": evil, "version": evil, "detail": evil},
+    )  # fmt: skip
     text = drawn(dataclasses.replace(STATUS, domains=(domain,), without_channel=(evil,)), 200)
     assert f"{escaped}: its agent says: {escaped}\n" in text
+    assert f"{escaped}: {escaped}\n" in text
     assert f"Without a channel: {escaped}." in text
     console = Console(file=io.StringIO(), width=200, force_terminal=True, markup=False)
     console.print(render(dataclasses.replace(STATUS, domains=(domain,)), 200))
@@ -217,13 +219,17 @@ def test_troubles_are_told() -> None:
             STATUS,
             sources=(SourceStatus("hwrng", "device", "absent", detail="cannot open /dev/hwrng"),),
             uris=(UriStatus("xen:///system", "down", "nobody there", NOW - 60),),
-            domains=(dataclasses.replace(WEB, state="waiting", detail="no agent has answered", agent=None),),
+            domains=(
+                dataclasses.replace(WEB, state="waiting", detail="no agent has answered", agent=None),
+                dataclasses.replace(WEB, name="db-1", quota_detail="quota in its metadata ignored: why"),
+            ),
             ledger_ok=False,
         )
     )
     for expected in (
         "absent", "  cannot open /dev/hwrng", "not known yet", "xen:///system down 1 min", "  nobody there",
         "web-1: no agent has answered", "waiting 12 min", "THE LEDGER DOES NOT ADD UP",
+        "db-1: quota in its metadata ignored: why",
     ):  # fmt: skip
         assert expected in text
 

@@ -32,6 +32,7 @@ _RANGES = {
     "limit": (1, RATE_MAX),
     "burst": BURST_RANGE,
 }
+KEYS = tuple(_RANGES)
 
 _UNITS = {
     "": 1, "B": 1, "kB": 10**3, "KiB": 1 << 10, "MB": 10**6, "MiB": 1 << 20, "GB": 10**9, "GiB": 1 << 30,
@@ -112,9 +113,9 @@ class QuotaRule:
 
     def given(self) -> dict[str, Any]:
         """Those of reservation, weight, limit and burst that it sets; a limit of None is "none"."""
-        unset = {"reservation": None, "weight": None, "limit": UNSET, "burst": None}
-        values = {key: getattr(self, key) for key in unset}
-        return {key: value for key, value in values.items() if value is not unset[key]}
+        values = {key: getattr(self, key) for key in KEYS}
+        defaults = {key: getattr(QuotaRule, key) for key in KEYS}
+        return {key: value for key, value in values.items() if value is not defaults[key]}
 
     def matches(self, domain_name: str, uuid: str) -> bool:
         """Whether this rule says anything about the domain."""
@@ -154,8 +155,8 @@ def parse_metadata(attributes: Iterable[tuple[str, str]]) -> QuotaRule:
     """
     values: dict[str, Any] = {}
     for key, text in attributes:
-        if key not in _SPELLING:
-            raise QuotaError(f"unknown attribute {shown(key)}; allowed: {', '.join(_SPELLING)}")
+        if key not in KEYS:
+            raise QuotaError(f"unknown attribute {shown(key)}; allowed: {', '.join(KEYS)}")
         try:
             values[key] = _SPELLING[key][0](text)
         except QuotaError as error:

@@ -4,12 +4,21 @@
 from __future__ import annotations
 
 import uuid as uuid_module
+from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
 from netrng_hostd.hypervisor.binding import libvirt
 from netrng_hostd.hypervisor.domain_edit import channel_of, is_xen, with_channel, without_channel
+from netrng_hostd.hypervisor.domain_xml import (
+    METADATA_NAMESPACE,
+    METADATA_PREFIX,
+    QuotaElement,
+    find_quota,
+    parse_domain,
+    quota_xml,
+)
 from netrng_hostd.hypervisor.errors import NoDomainError, UnsupportedError, translated
 
 
@@ -71,6 +80,29 @@ class Definition:
         with translated(self.uri, f"read the definition of {self.name}"):
             inactive = libvirt.VIR_DOMAIN_XML_INACTIVE
             return channel_of(str(self._domain.XMLDesc(inactive))) if self.persistent else None
+
+    def live_quota(self) -> QuotaElement | None:
+        """What the running domain's metadata says, None where it says nothing."""
+        with translated(self.uri, f"read the live XML of {self.name}"):
+            return find_quota(parse_domain(str(self._domain.XMLDesc(0)))) if self.active else None
+
+    def kept_quota(self) -> QuotaElement | None:
+        """What the persistent definition's metadata says, None where it says nothing."""
+        with translated(self.uri, f"read the definition of {self.name}"):
+            inactive = libvirt.VIR_DOMAIN_XML_INACTIVE
+            return find_quota(parse_domain(str(self._domain.XMLDesc(inactive)))) if self.persistent else None
+
+    def set_quota(self, attributes: Iterable[tuple[str, str]] | None, *, live: bool) -> None:
+        """Replace what the metadata says, or remove it (None): in the running domain, or the definition."""
+        where = "the running domain" if live else "the definition"
+        with translated(self.uri, f"set the quota in the metadata of {where} {self.name}"):
+            self._domain.setMetadata(
+                libvirt.VIR_DOMAIN_METADATA_ELEMENT,
+                None if attributes is None else quota_xml(attributes),
+                METADATA_PREFIX,
+                METADATA_NAMESPACE,
+                libvirt.VIR_DOMAIN_AFFECT_LIVE if live else libvirt.VIR_DOMAIN_AFFECT_CONFIG,
+            )
 
     def attach_live(self, channel: str) -> None:
         with translated(self.uri, f"add the channel to the running {self.name}"):

@@ -9,6 +9,7 @@ Format: https://libvirt.org/formatdomain.html#channel
 from __future__ import annotations
 
 import uuid as uuid_module
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -17,6 +18,7 @@ from netrng_hostd.core.quota import QuotaError, QuotaRule, parse_metadata, shown
 
 DEFAULT_CHANNEL_NAME = "org.netrng.0"
 METADATA_NAMESPACE = "urn:netrng:1"
+METADATA_PREFIX = "netrng"
 
 # libvirt's own limit for a string on its wire (REMOTE_STRING_MAX); real ones are 5 to 30 KB.
 MAX_XML_CHARS = 4 * 1024 * 1024
@@ -125,6 +127,11 @@ def find_quota(root: ElementTree.Element) -> QuotaElement | None:
     elif len(elements) > 1 or len(first) or (first.text or "").strip():
         trouble = "found more than one element, or text; allowed: one quota, with attributes alone"
     return QuotaElement(tuple(sorted(first.attrib.items())), trouble)
+
+
+def quota_xml(attributes: Iterable[tuple[str, str]]) -> str:
+    """The element for virDomainSetMetadata, which adds namespace and prefix."""
+    return ElementTree.tostring(ElementTree.Element("quota", dict(attributes)), encoding="unicode")
 
 
 def _live_channel(channel: ElementTree.Element) -> LiveChannel:

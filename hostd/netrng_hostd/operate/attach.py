@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Callable, NamedTuple
+from typing import Callable
 
-from netrng_hostd.hypervisor.administration import Administration, Definition
+from netrng_hostd.hypervisor.administration import Definition
 from netrng_hostd.hypervisor.errors import DeniedError, HypervisorError, UnreachableError
-from netrng_hostd.hypervisor.worker import Worker
-
-DEFAULT_URI = "qemu:///system"
+from netrng_hostd.operate.administer import ANSWER_S, DEFAULT_URI, Result, administer
 
 # conf/libvirt/*.xml are these texts.
 CHANNEL_VIRTIO = """\
@@ -31,18 +28,8 @@ RNG_VIRTIO = """\
 </rng>
 """
 
-# libvirt itself waits at most seconds for a guest to let a device go.
-_ANSWER_S = 60.0
-
 _POWER_OFF = "active after the next full power-off, not a guest reboot"
 _TRANSIENT = "it is transient: what creates it next time has to bring the channel along"
-
-
-class Result(NamedTuple):
-    """What to print, and the exit code: 0, or 1 when the last line is an error."""
-
-    lines: tuple[str, ...]
-    exit_code: int
 
 
 def xml(xen: bool = False, virtio_rng: bool = False) -> str:
@@ -52,34 +39,14 @@ def xml(xen: bool = False, virtio_rng: bool = False) -> str:
     return CHANNEL_XEN if xen else CHANNEL_VIRTIO
 
 
-def attach(domain: str, uri: str = DEFAULT_URI, answer_s: float = _ANSWER_S) -> Result:
+def attach(domain: str, uri: str = DEFAULT_URI, answer_s: float = ANSWER_S) -> Result:
     """Add the channel to the domain (a name or UUID): to its definition, then to the running one."""
-    return _run(uri, domain, _attach, answer_s)
+    return administer(uri, domain, _attach, answer_s)
 
 
-def detach(domain: str, uri: str = DEFAULT_URI, answer_s: float = _ANSWER_S) -> Result:
+def detach(domain: str, uri: str = DEFAULT_URI, answer_s: float = ANSWER_S) -> Result:
     """Remove the channel from the domain (a name or UUID): from its definition, then from the running one."""
-    return _run(uri, domain, _detach, answer_s)
-
-
-def _run(uri: str, domain: str, change: Callable[[Definition, list[str]], None], answer_s: float) -> Result:
-    lines: list[str] = []
-
-    def work() -> None:
-        with Administration(uri) as administration:
-            change(administration.find(domain), lines)
-
-    # In a thread: a call into a libvirtd that hangs would not even end by Ctrl-C.
-    worker = Worker(f"libvirt {uri}")
-    job = worker.submit(work)
-    worker.stop()
-    try:
-        job.result(answer_s)
-    except HypervisorError as error:
-        return Result((*lines, str(error)), 1)
-    except FutureTimeoutError:
-        return Result((*lines, f"{uri}: libvirtd did not answer within {answer_s:.0f} s"), 1)
-    return Result(tuple(lines), 0)
+    return administer(uri, domain, _detach, answer_s)
 
 
 def _attach(domain: Definition, lines: list[str]) -> None:

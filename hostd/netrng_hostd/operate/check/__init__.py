@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 
 from netrng_guest.stdio import tell
-from netrng_hostd.config import AdmissionConfig, Config, ConfigError, LibvirtConfig, load
+from netrng_hostd.config import AdmissionConfig, Config, ConfigError, load
 from netrng_hostd.core.quota import format_rate, format_size, resolve
 from netrng_hostd.operate.check.device import check_refused, check_source
 from netrng_hostd.operate.check.domains import ListDomains, check_domains, list_domains
@@ -71,7 +71,6 @@ def _print(finding: Finding) -> None:
 def _without_effect(config: Config) -> Iterator[Finding]:
     """Keys that are read and checked, and that nothing obeys yet."""
     given = {
-        "libvirt.trust_metadata": config.libvirt.trust_metadata != LibvirtConfig().trust_metadata,
         "admission.headroom": config.admission.headroom != AdmissionConfig().headroom,
         "admission.policy": config.admission.policy != AdmissionConfig().policy,
     }

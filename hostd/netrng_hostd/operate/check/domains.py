@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from netrng_hostd.config import Config
+from netrng_hostd.config import Config, LibvirtConfig
+from netrng_hostd.core.quota import QuotaError
 from netrng_hostd.hypervisor import HypervisorError, LiveDomain, NoDomainError
 from netrng_hostd.hypervisor.connection import Connection
 from netrng_hostd.hypervisor.domain_xml import DomainXmlError, parse_live
@@ -54,20 +55,21 @@ def check_domains(
         except HypervisorError as error:
             yield problem(str(error))
         else:
-            yield from _check_uri(uri, domains, config.libvirt.transport)
+            yield from _check_uri(uri, domains, config.libvirt)
     for channel in config.channels:
         yield from _check_static(channel.name, channel.path)
 
 
-def _check_uri(uri: str, domains: Sequence[LiveDomain], transport: str) -> Iterator[Finding]:
+def _check_uri(uri: str, domains: Sequence[LiveDomain], libvirt: LibvirtConfig) -> Iterator[Finding]:
+    connect = "" if uri == DEFAULT_URI else f" --connect {uri}"
     if not domains:
         yield note(f"{uri}: no domain is running")
     for domain in domains:
         name, channel = printable(domain.name), domain.channel
+        yield from _check_metadata(name, domain, libvirt.trust_metadata, connect)
         if channel is None:
-            connect = "" if uri == DEFAULT_URI else f" --connect {uri}"
             yield note(f"{name} has no channel; give it one: netrng-hostd attach {name}{connect}")
-        elif transport == "stream":
+        elif libvirt.transport == "stream":
             continue
         elif channel.mode == "connect":
             yield problem(
@@ -78,6 +80,21 @@ def _check_uri(uri: str, domains: Sequence[LiveDomain], transport: str) -> Itera
             yield problem(f"{name}: libvirt shows no socket for its channel; restart the domain")
         else:
             yield from _check_socket(name, channel.path)
+
+
+def _check_metadata(name: str, domain: LiveDomain, trusted: bool, connect: str) -> Iterator[Finding]:
+    if domain.quota is None:
+        return
+    if not trusted:
+        yield note(f"{name} has a quota in its metadata that does not count: libvirt.trust_metadata is false")
+        return
+    try:
+        domain.quota.rule()
+    except QuotaError as error:
+        yield note(
+            f"{name}: the quota in its metadata is malformed, so the file's is used: {error}; "
+            f"mend it: netrng-hostd quota {name} --reset{connect}"
+        )
 
 
 def _check_static(name: str, path: str) -> Iterator[Finding]:
