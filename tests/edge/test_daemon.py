@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.edge.lab import UUID_A, channel_xml, domain_xml
 from tests.edge.rig import ENVIRONMENT, Guest, Hostd, ServiceManager, fed_fifo, run_command, wait_for
 from tests.streams import assert_disjoint, stream
 
@@ -180,6 +181,31 @@ def test_reload_changes_quotas_without_dropping_a_session(tmp_path: Path) -> Non
         assert [len(guest.sessions) for guest in served] == [1, 1]
         before = len(served[1].taken)
         wait_for(lambda: len(served[1].taken) > before + 100_000, "b without a limit")
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_metadata_counts_where_it_is_trusted_and_through_a_reload(tmp_path: Path, trusted: bool) -> None:
+    """libvirt's test driver, which lives in the daemon's process, brings the domain."""
+    (tmp_path / "vm.sock").touch()
+    vm = domain_xml("db", UUID_A, channel_xml(f"{tmp_path}/vm.sock")).replace(
+        "<memory>",
+        "<metadata><n:quota xmlns:n='urn:netrng:1' weight='300' limit='1MB/s'/></metadata><memory>",
+    )
+    (tmp_path / "node.xml").write_text(f"<node>{vm}</node>")
+    base = source("/dev/urandom") + (
+        f'[libvirt]\nuris = ["test://{tmp_path}/node.xml"]\ntrust_metadata = {str(trusted).lower()}\n'
+    )
+    rule = '[[quota]]\nname = "all"\nmatch = ["*"]\nweight = {}\nburst = {}\nmax_limit = {}\n'
+    with Hostd(tmp_path, base + rule.format(7, 5000, 900)).start() as hostd:
+
+        def in_force(*expected: object) -> None:
+            keys = ("quota", "weight", "limit", "burst")
+            wait_for(lambda: [hostd.domain("db").get(key) for key in keys] == [*expected], f"{expected}")
+
+        in_force(*(("metadata", 300, 900, 5000) if trusted else ("all", 7, None, 5000)))
+        hostd.write(base + rule.format(8, 6000, 800))
+        hostd.send_signal(signal.SIGHUP)
+        in_force(*(("metadata", 300, 800, 6000) if trusted else ("all", 8, None, 6000)))
 
 
 def test_a_bad_reload_keeps_the_running_configuration_and_says_so(tmp_path: Path) -> None:

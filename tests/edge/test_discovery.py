@@ -406,11 +406,31 @@ def test_an_urgent_event_cuts_a_pause_short_and_others_do_not() -> None:
     asyncio.run(scenario(), debug=True)
 
 
-def test_a_pause_ends_by_itself() -> None:
+def test_a_pause_is_as_long_as_it_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+
+    async def sleep(delay_s: float) -> None:
+        waited.append(delay_s)
+
+    class Clock:
+        """In the place of the loop: its timers end at once."""
+
+        def call_later(self, delay_s: float, callback: Callable[[], None]) -> asyncio.Handle:
+            waited.append(delay_s)
+            return asyncio.get_running_loop().call_soon(callback)
+
     async def scenario() -> None:
-        inbox = Inbox(asyncio.get_running_loop(), lambda _uuid, _number: None)
-        for pause_s, urgent_s in ((0.02, 0.02), (0.04, 0.02), (0.01, 3600)):
-            await inbox.pause(pause_s, urgent_s)
+        monkeypatch.setattr("netrng_hostd.discovery.inbox.asyncio.sleep", sleep)
+        inbox = Inbox(Clock(), lambda _uuid, _number: None)  # type: ignore[arg-type]
+        await inbox.pause(2.0, 0.5)
+        assert waited == [1.5, 0.5]
+        inbox.take()
+        inbox._hurry.set()
+        await inbox.pause(2.0, 0.5)
+        assert waited[3:] == [0.5], "after an urgent event"
+        await inbox.pause(0.25, 0.5)
+        assert waited[5:] == [0.25]
+        monkeypatch.undo()
 
     asyncio.run(scenario(), debug=True)
 
