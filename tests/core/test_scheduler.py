@@ -672,6 +672,36 @@ def test_the_sample_size_can_be_changed() -> None:
             host.scheduler.sample_size = wrong
 
 
+def test_askers_are_those_who_want_something_blocked_or_not() -> None:
+    host = Host({"vm": Quota(), "blocked": Quota(limit=1, burst=64), "silent": Quota(), "seed": Quota()})
+    assert host.scheduler.askers == 4
+    host.greedy.clear()
+    host.scheduler.want("vm", 0, 600, host.now)
+    host.scheduler.want("silent", 0, 0, host.now)
+    host.scheduler.want("seed", 64, 0, host.now)
+    assert host.scheduler.askers == 3
+    host.available = 65536
+    host.give()
+    assert (host.scheduler.askers, host.got("vm"), host.got("seed")) == (1, 600, 64)
+    host.scheduler.set_quota("blocked", Quota(limit=1, burst=64), host.now)
+    assert host.scheduler.askers == 1
+    host.scheduler.forget("blocked", host.now)
+    assert host.scheduler.askers == 0
+
+
+def test_a_new_sample_size_holds_for_those_who_have_been_asking_too() -> None:
+    host = Host({"old": Quota(weight=800)})
+    host.run(5)
+    host.scheduler.sample_size = 32
+    for i in range(16):
+        host.add(f"new{i}", Quota(weight=100))
+    since = host.now
+    for _ in range(200):
+        host.run(0.01)
+        exact = sum(host.got(uuid, since) for uuid in host.given) / 3
+        assert abs(host.got("old", since) - exact) <= 2 * 32
+
+
 # --- samples ---------------------------------------------------------------------------------------------
 
 
@@ -879,6 +909,11 @@ class Guarantees(RuleBasedStateMachine):
             ask.level -= pick.n_bytes * NS
             ask.given.append((self.now, pick.n_bytes))
             assert worst_excess(ask.given, ask.quota.limit, ask.since) <= ask.quota.burst + self.sample
+
+    @rule()
+    def askers_are_counted(self) -> None:
+        asking = [ask for ask in self.domains.values() if ask.here and ask.seed + ask.body]
+        assert self.scheduler.askers == len(asking)
 
     def work_is_conserved(self) -> None:
         """With 32 bytes there, every domain that asks is blocked by its limit."""

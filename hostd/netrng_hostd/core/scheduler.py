@@ -56,7 +56,7 @@ class Pick(NamedTuple):
 
 
 class Scheduler:
-    """`sample_size` (bytes, 32..65536) is a maximum and may be changed at any time, at a cost of O(n).
+    """`sample_size` (bytes, 32..65536) is a maximum and may be changed at any time, at a cost of O(n log n).
 
     `want` and `forget` raise KeyError for a domain that has no quota.
     """
@@ -64,6 +64,7 @@ class Scheduler:
     def __init__(self, sample_size: int = 512) -> None:
         self._domains: dict[str, Domain] = {}
         self._departed: dict[str, Domain] = {}
+        self._asking: set[Domain] = set()
         self._queue: FairQueue[Domain] = FairQueue(sample_size)
         self._blocked: LazyHeap[Domain] = LazyHeap()  # by the instant at which limit or seed bucket will pay
         self._waiting: LazyHeap[Domain] = LazyHeap()  # by the instant at which the reservation will be due
@@ -85,12 +86,18 @@ class Scheduler:
         self._grain = max(MIN_SAMPLE, size_bytes // 4)
         for domain in self._domains.values():
             domain.remember(size_bytes, domain.owed.at_ns)
+            self._place(domain, domain.owed.at_ns)  # what it should be given next has changed
 
     @property
     def operations(self) -> int:
         """Heap pushes, pops and levels so far: the cost, counted."""
         heaps = (self._blocked, self._waiting, self._due, self._seeds, self._fading)
         return self._queue.operations + sum(heap.operations for heap in heaps)
+
+    @property
+    def askers(self) -> int:
+        """How many domains ask, those that their limit blocks included; O(1)."""
+        return len(self._asking)
 
     @property
     def departed(self) -> int:
@@ -214,11 +221,14 @@ class Scheduler:
         unblocked_ns = domain.unblocked_ns(request, now_ns) if wanted else 0
         seeded_ns = domain.seeded_ns(sample_size, now_ns) if domain.seed else 0
         if not wanted:
+            self._asking.discard(domain)
             self._queue.leave(domain)
-        elif unblocked_ns:
-            self._queue.halt(domain)
         else:
-            self._queue.enter(domain, request)
+            self._asking.add(domain)
+            if unblocked_ns:
+                self._queue.halt(domain)
+            else:
+                self._queue.enter(domain, request)
         self._place_reservation(domain, now_ns)
         if not domain.seed or seeded_ns:
             self._seeds.discard(domain)
