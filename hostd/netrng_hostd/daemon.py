@@ -58,7 +58,9 @@ class Daemon:
         self._config_path = config_path
         (source,) = config.sources
         self.ledger = Ledger()
-        self.reservoir = Reservoir(config.reservoir.size, config.reservoir.seed_reserve)
+        self.reservoir = Reservoir(
+            config.reservoir.size, config.reservoir.seed_reserve, config.admission.headroom_thousandths
+        )
         self.dispatcher = Dispatcher(source.name, self.reservoir, Scheduler(config.sample_size), self.ledger)
         self.roster = Roster(
             self.dispatcher, config.quotas, config.admission.max_domains, config.libvirt.trust_metadata
@@ -148,8 +150,9 @@ class Daemon:
         )
         self.source_watch.reader = reader
         stack.callback(self._stop_source, reader)
-        reader.start()
         self.dispatcher.feed_from(reader)
+        reader.probe()  # nothing is known of this source yet
+        reader.start()
 
     def _stop_source(self, reader: SourceReader) -> None:
         if not reader.stop():

@@ -93,6 +93,9 @@ class Dispatcher:
         self.ledger.discarded(self._source_name, delivery.discarded)
         released = delivery.released
         if delivery.alarm is None:
+            excess = len(released) - self.reservoir.room
+            if excess > 0:  # a probe's
+                self.ledger.destroyed(self._source_name, self.reservoir.drop_oldest(excess))
             if self.reservoir.put(released) != len(released):
                 raise AssertionError("the source was read further than the reservoir has room")
         else:
@@ -136,7 +139,8 @@ class Dispatcher:
 
     def _allow(self) -> None:
         if self._reader is not None:
-            self._reader.allow(self._read + self.reservoir.room - self.held)
+            reservoir = self.reservoir
+            self._reader.allow(self._read + reservoir.room - self.held, reservoir.available)
 
     def _pump_soon(self) -> None:
         if self._pump_due is None:

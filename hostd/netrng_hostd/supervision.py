@@ -13,6 +13,7 @@ from netrng_hostd.sources.reader import SourceReader, SourceState
 log = logging.getLogger("netrng.source")
 
 STALL_NS = 5_000_000_000
+PROBE_NS = 60_000_000_000  # a capacity older than that is measured anew
 
 
 class SourceWatch:
@@ -75,12 +76,16 @@ class SourceWatch:
             log.info("source %s: the kernel's hardware RNG is %s", self.config.name, self._label())
 
     def tick(self, now_ns: int) -> None:
-        """Notices a read that does not return."""
+        """Notices a read that does not return, and has the capacity measured when its age says so."""
         since_ns = self._reader.read_since_ns if self._reader is not None else None
         stalled = since_ns is not None and now_ns - since_ns > STALL_NS
         if stalled != self._stalled:
             self._stalled = stalled
             self._log_state()
+        if self._reader is not None and self._reported.name == "healthy":
+            measured_ns = self._reader.capacity.measured_ns
+            if measured_ns is None or now_ns - measured_ns > PROBE_NS:
+                self._reader.probe()
 
     def _label(self) -> str:
         virtual = " (virtual: its host's word)" if self.virtual else ""

@@ -51,6 +51,31 @@ def test_one_seed_in_ten_goes_to_the_seed_reserve_whole() -> None:
     assert reservoir.take(64, from_seed_reserve=True) == data[576:]
 
 
+@pytest.mark.parametrize(("headroom", "reserve"), [(0, 0), (1, 0), (50, 320), (500, 3200)])
+def test_the_headroom_is_the_part_that_refills_the_seed_reserve(headroom: int, reserve: int) -> None:
+    reservoir = Reservoir(20_000, 6400, headroom)
+    for _ in range(64):
+        reservoir.put(bytearray(100))
+    assert reservoir.seed_available == reserve
+
+
+def test_without_headroom_the_seed_reserve_gets_what_nobody_asks_for() -> None:
+    reservoir = Reservoir(100, 20, headroom=0)
+    reservoir.put(bytearray(90))
+    assert (reservoir.available, reservoir.seed_available) == (80, 10)
+
+
+def test_the_oldest_bytes_make_room_and_are_zeroed() -> None:
+    reservoir = Reservoir(100, 20, headroom=0)
+    reservoir.put(numbers(1, 100))
+    assert reservoir.drop_oldest(30) == 30
+    assert (reservoir.room, reservoir.available, reservoir.seed_available) == (30, 50, 20)
+    assert not any(byte in places(reservoir) for byte in range(1, 31))
+    reservoir.put(numbers(101, 30))
+    assert reservoir.take(80) == numbers(31, 50) + numbers(101, 30)
+    assert reservoir.drop_oldest(5) == 0
+
+
 def test_what_is_due_to_the_seed_reserve_is_carried_over_small_puts() -> None:
     reservoir = Reservoir(3000, 500)
     for _ in range(49):
@@ -195,6 +220,13 @@ class ReservoirMachine(RuleBasedStateMachine):
         queue = self.seed if from_seed_reserve else self.general
         with pytest.raises(ValueError, match="cannot take"):
             self.reservoir.take(len(queue) + extra, from_seed_reserve)
+
+    @rule(n=st.integers(0, 60))
+    def drop_oldest(self, n: int) -> None:
+        count = min(n, len(self.general))
+        assert self.reservoir.drop_oldest(n) == count
+        del self.general[:count]
+        self.destroyed += count
 
     @rule()
     def destroy(self) -> None:

@@ -38,8 +38,10 @@ class Host:
         chunk: int = 64,
         sample: int = SAMPLE,
         size: int = 65536,
+        gap_ns: int = 0,
     ) -> None:
         self.scheduler = Scheduler(sample)
+        self.scheduler.gap_ns = gap_ns
         self.rate, self.chunk, self.size = rate, chunk, size
         self.now = self.start = NS
         self.arrivals = self.available = self.seeds = 0
@@ -388,6 +390,51 @@ def test_any_reservations_that_fit_the_source_hold_in_every_interval(
         # The source itself pays late by up to one chunk.
         late = Fraction(rate * chunk, capacity) if chunk > sample // 4 else 0
         assert worst_shortfall(host.given[f"reserved{i}"], rate, host.start, host.now) <= sample + late
+
+
+@pytest.mark.parametrize("rates", [[1000], [2000, 900], [1500, *[20] * 60], [4500]], ids=str)
+def test_what_is_kept_pays_reservations_between_two_deliveries(rates: list[int]) -> None:
+    """The source's bytes come a test window of 512 at a time: several small samples' worth."""
+    sample, window, rate = 64, 512, 10_000
+    quotas = {f"reserved{i}": Quota(reservation=rate, weight=1) for i, rate in enumerate(rates)}
+    quotas |= {f"greedy{i}": Quota() for i in range(100)}
+    worst = {}
+    for gap_ns in (0, 2 * window * NS // rate):
+        host = Host(quotas, rate, window, sample, gap_ns=gap_ns)
+        host.run(2)  # until it is there
+        since = host.now
+        host.run(20)
+        worst[gap_ns > 0] = max(
+            worst_shortfall([at for at in host.given[f"reserved{i}"] if at[0] > since], r, since, host.now)
+            for i, r in enumerate(rates)
+        )
+    assert worst[True] <= sample < worst[False]
+
+
+def test_what_is_kept_is_spent_on_reservations_alone() -> None:
+    host = Host({"reserved": Quota(reservation=1000), "other": Quota()}, gap_ns=NS // 2)
+    host.scheduler.want("reserved", 0, 0, host.now)
+    host.scheduler.want("other", 64, WINDOW, host.now)
+    host.available = 600
+    assert [pick.n_bytes for pick in host.give()] == [64, 36]
+    host.scheduler.want("reserved", 0, WINDOW, host.now)
+    assert [(pick.uuid, pick.reason) for pick in host.give()] == [("reserved", "reservation")]
+    next_ns = host.scheduler.next_ns(host.now)
+    assert next_ns == host.now + 128 * NS // 1000  # what was kept pays when the next grain is due
+    host.now = next_ns
+    assert [pick.n_bytes for pick in host.give()] == [128]
+
+
+def test_the_sum_of_reservations_is_known() -> None:
+    scheduler = Scheduler()
+    scheduler.set_quota("a", Quota(reservation=1000), 0)
+    scheduler.set_quota("b", Quota(reservation=300), 0)
+    scheduler.set_quota("a", Quota(reservation=500), 0)
+    assert scheduler.reserved == 800
+    scheduler.forget("a", 0)
+    assert scheduler.reserved == 300
+    scheduler.set_quota("a", Quota(reservation=40), NS)
+    assert scheduler.reserved == 340
 
 
 def test_a_large_reservation_does_not_queue_behind_many_small_ones() -> None:

@@ -123,6 +123,24 @@ def test_nothing_is_sent_once_the_reader_knows_of_an_alarm_until_the_source_has_
     asyncio.run(scenario(), debug=True)
 
 
+def test_a_probe_replaces_the_oldest_bytes_and_the_books_say_so() -> None:
+    async def scenario() -> None:
+        dispatcher = make()
+        reservoir = dispatcher.reservoir
+        dispatcher.deliver(delivery(reservoir.room))
+        newer = Delivery(500, bytearray(b"n" * 500), 0, 0, None)
+        dispatcher.deliver(newer)
+        assert reservoir.room == 0
+        assert dispatcher.ledger.source("source").destroyed == 500
+        assert not any(newer.released)
+        dispatcher.check()
+        reservoir.take(reservoir.available - 500)
+        assert reservoir.take(500) == b"n" * 500
+        dispatcher.stop()
+
+    asyncio.run(scenario(), debug=True)
+
+
 def test_an_alarm_destroys_what_is_unsent_everywhere() -> None:
     async def scenario() -> None:
         taker = Taker()

@@ -523,3 +523,55 @@ def test_a_read_that_comes_back_after_the_stop_is_thrown_away() -> None:
         assert not any(health.buffer)
 
     asyncio.run(scenario(), debug=True)
+
+
+class Steady:
+    """A source that gives 1,000 bytes in a tenth of a second of a clock that only it moves."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.given = 0
+
+    def open(self) -> None: ...
+    def close(self) -> None: ...
+    def kernel_name(self) -> None: ...
+
+    def read_into(self, view: memoryview) -> int:
+        view[:] = noise(len(view), b"%d" % self.given)
+        self.given += len(view)
+        self._clock.now_ns += len(view) * 100_000
+        return len(view)
+
+
+def test_a_probe_measures_though_nobody_has_room_and_then_stops_by_itself() -> None:
+    async def scenario() -> None:
+        clock, collector = Clock(), Collector()
+        source = Steady(clock)
+        with reading(source, collector, allowance=2_000, clock=clock) as reader:
+            await until(lambda: collector.read == 2_000)
+            assert not reader.capacity.measured_ns
+            before = len(collector.released)
+            reader.probe()
+            await until(lambda: reader.capacity.rate is not None and collector.read == source.given)
+            assert reader.capacity.rate == 10_000
+            assert collector.read > 10_000
+            assert len(collector.released) == before  # nobody has room: tested, and thrown away
+            reader.allow(collector.read + 5_000)
+            await until(lambda: len(collector.released) > before)
+        assert collector.read == len(collector.released) + collector.discarded + collector.deliveries[-1].held
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_in_a_probe_older_bytes_make_room_for_newer_ones_while_the_loop_keeps_up() -> None:
+    async def scenario() -> None:
+        clock, collector = Clock(), Collector()
+        with reading(Steady(clock), collector, allowance=2_000, clock=clock) as reader:
+            await until(lambda: collector.read == 2_000)
+            reader.allow(2_000, replaceable=3_000)
+            reader.probe()
+            await until(lambda: reader.capacity.rate == 10_000)
+            await until(lambda: collector.discarded > 0)
+        assert 4_000 < len(collector.released) <= 5_000
+
+    asyncio.run(scenario(), debug=True)

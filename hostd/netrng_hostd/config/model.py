@@ -55,6 +55,10 @@ class AdmissionConfig:
     policy: str = "best-effort"
     max_domains: int = 4096
 
+    @property
+    def headroom_thousandths(self) -> int:
+        return round(self.headroom * 1000)
+
 
 @dataclass(frozen=True)
 class ChannelConfig:

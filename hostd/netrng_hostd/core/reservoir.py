@@ -2,27 +2,28 @@
 """The reservoir: vetted bytes that no domain has yet, each given out once and overwritten as it goes.
 
 It has two parts, each first in, first out: general, and the seed reserve, which is spent only on seeds so
-that a domain can boot while others drain the rest.
+that a domain can boot while others drain the rest. The reserve is refilled from the headroom, the part of the
+source that is promised to nobody.
 """
 
 from __future__ import annotations
 
 SEED = 64  # bytes: a seed goes to the reserve whole, so that what a source gave is cut at few places
-SEED_SHARE = 10  # one seed in ten seeds' worth of vetted bytes goes there until it is full
 
 
 class Reservoir:
-    """At most `size` bytes, `seed_reserve` of them for seeds only.
+    """At most `size` bytes, `seed_reserve` of them for seeds; it gets `headroom` in a thousand until full.
 
     ValueError unless 0 <= seed_reserve <= size.
     """
 
-    def __init__(self, size: int, seed_reserve: int) -> None:
+    def __init__(self, size: int, seed_reserve: int, headroom: int = 100) -> None:
         if not 0 <= seed_reserve <= size:
             raise ValueError(f"seed reserve of {seed_reserve} bytes does not fit a reservoir of {size}")
         self._general = _Ring(size - seed_reserve)
         self._seed = _Ring(seed_reserve)
-        self._remainder = 0  # bytes accepted since a seed was last due to the reserve
+        self.headroom = headroom
+        self._remainder = 0  # thousandths of bytes for the reserve since a seed was last due to it
         self._due = 0  # bytes due to the reserve, as far as it had room
 
     @property
@@ -48,11 +49,11 @@ class Reservoir:
     def put(self, data: bytearray) -> int:
         """Copies in as much as there is room for, from the front; returns how much. The caller wipes `data`.
 
-        One seed in ten seeds' worth of bytes, counted over all puts, goes to the seed reserve until that is
-        full, and with it what the general part has no room for.
+        The headroom's share of all puts goes to the seed reserve, a seed at a time, until that is full, and
+        with it what the general part has no room for.
         """
         accepted = min(len(data), self.room)
-        newly_due, self._remainder = divmod(self._remainder + accepted, SEED * SEED_SHARE)
+        newly_due, self._remainder = divmod(self._remainder + accepted * self.headroom, SEED * 1000)
         self._due = min(self._due + newly_due * SEED, self._seed.room)
         seeds = min(max(self._due, accepted - self._general.room), self._seed.room, accepted)
         self._due -= min(seeds, self._due)
@@ -70,6 +71,12 @@ class Reservoir:
         if not 0 <= n <= part.count:
             raise ValueError(f"cannot take {n} bytes of {part.count}")
         return part.take(n)
+
+    def drop_oldest(self, n: int) -> int:
+        """Zeroes the oldest `n` bytes of the general part, or all that it has; returns how many are gone."""
+        n = min(n, self._general.count)
+        self._general.drop(n)
+        return n
 
     def destroy(self) -> int:
         """Zeroes everything; returns how many bytes that were never given out are gone."""
@@ -107,15 +114,21 @@ class _Ring:
         """The oldest n bytes; the caller has seen to it that there are so many."""
         taken = bytearray(n)
         before_wrap = min(n, len(self._places) - self._first)
-        end = self._first + before_wrap
         with memoryview(self._places) as places, memoryview(taken) as target:
-            target[:before_wrap] = places[self._first : end]
+            target[:before_wrap] = places[self._first : self._first + before_wrap]
             target[before_wrap:] = places[: n - before_wrap]
+        self.drop(n)
+        return taken
+
+    def drop(self, n: int) -> None:
+        """Zeroes the oldest n bytes; the caller has seen to it that there are so many."""
+        before_wrap = min(n, len(self._places) - self._first)
+        end = self._first + before_wrap
+        with memoryview(self._places) as places:
             places[self._first : end] = bytes(before_wrap)
             places[: n - before_wrap] = bytes(n - before_wrap)
         self._first = n - before_wrap if n > before_wrap else end
         self.count -= n
-        return taken
 
     def clear(self) -> None:
         self._places[:] = bytes(len(self._places))

@@ -12,8 +12,11 @@ et al., OSDI 2010). `pick` decides in this order:
    A domain that begins to ask is owed nothing; what the source could not pay is remembered up to
    one second's worth and one sample. Grains are a quarter of a sample, because a grain may come
    anywhere between due and deadline: two grains and the time of one sample are then within one sample
-   (up to a reservation of half the source).
-   Bound: while it keeps asking and the source can pay, bytes ≥ reservation · w − one sample.
+   (up to a reservation of half the source). A slow source's bytes come a test window at a time, so what
+   all reservations come to in `gap_ns` is left in the reservoir by seeds, by weights, and by grains whose
+   deadline is further away than that: it pays what must be paid before the next delivery.
+   Bound: while it keeps asking and the source can pay, bytes ≥ reservation · w − one sample, or two grains
+   where that is more (samples of less than 64 bytes).
 2. **Seeds**, first come first served: the first 64 bytes of a session, out of the domain's own seed
    bucket (64 bytes deep, a byte a second, whatever reconnects). With an empty seed bucket, or when a
    reservation is quicker, seed bytes are served as any others.
@@ -24,9 +27,10 @@ grain (at most half the burst, so that a bucket does not overflow while its doma
 takes no part in 1 and 3 until it does, and then starts without back pay. A seed may overdraw the bucket
 by one sample. Bound: in any interval w, bytes ≤ burst + limit · w + one sample.
 
-**Work conserving.** While `MIN_SAMPLE` bytes are there and any asking domain is not blocked by its limit,
-`pick` returns one. It never passes over the one whose turn it is for another that would be content
-with less: so it returns None while fewer than min(`MIN_SAMPLE`, wanted) bytes are there for it.
+**Work conserving.** While `MIN_SAMPLE` bytes are there beside those left for reservations, and any asking
+domain is not blocked by its limit, `pick` returns one. It never passes over the one whose turn it is for
+another that would be content with less: so it returns None while fewer than min(`MIN_SAMPLE`, wanted) bytes
+are there for it.
 
 Whole numbers only; instants are nanoseconds of a monotonic clock, passed in; O(log n) per call.
 """
@@ -58,6 +62,8 @@ class Pick(NamedTuple):
 class Scheduler:
     """`sample_size` (bytes, 32..65536) is a maximum and may be changed at any time, at a cost of O(n log n).
 
+    `gap_ns`: the time between two deliveries of the source that reservations are paid over.
+    `reserved`: the sum of all domains' reservations, bytes per second.
     `want` and `forget` raise KeyError for a domain that has no quota.
     """
 
@@ -73,6 +79,8 @@ class Scheduler:
         self._fading: LazyHeap[Domain] = LazyHeap()  # departed, by the instant at which they may be fresh
         self._arrivals = 0
         self.sample_size = sample_size
+        self.gap_ns = 0
+        self.reserved = 0
 
     @property
     def sample_size(self) -> int:
@@ -110,6 +118,9 @@ class Scheduler:
         What was saved in its buckets or was owed by it stays, as far as the new burst holds it.
         """
         domain = self._domains.get(uuid) or self._departed.pop(uuid, None) or Domain(uuid, quota, now_ns)
+        if uuid in self._domains:
+            self.reserved -= domain.quota.reservation
+        self.reserved += quota.reservation
         self._domains[uuid] = domain
         self._fading.discard(domain)
         domain.apply(quota, self.sample_size, now_ns)
@@ -140,6 +151,7 @@ class Scheduler:
         """The domain is gone. Its state is kept until it is that of a fresh one."""
         self.want(uuid, 0, 0, now_ns)
         domain = self._departed[uuid] = self._domains.pop(uuid)
+        self.reserved -= domain.quota.reservation
         self._fading.put(domain, domain.fresh_ns())
         if len(self._departed) > MAX_DEPARTED and self._fading.top():
             del self._departed[self._fading.pop().uuid]  # whose state would be fresh soonest
@@ -151,22 +163,24 @@ class Scheduler:
         """
         self._advance(now_ns)
         due = self._due.top()
+        spare = max(0, available - self.reserved * self.gap_ns // NS_PER_S)
         if due is not None:
-            domain = due[2]
+            deadline_ns, _, domain = due
             if domain in self._seeds and seed_available >= domain.seed:
                 return self._pick_seed(domain, 0, seed_available, now_ns)
-            size = self._size(domain, self._grain, available, now_ns)
+            urgent = deadline_ns <= now_ns + self.gap_ns
+            size = self._size(domain, self._grain, available if urgent else spare, now_ns)
             if size:
                 domain.owed.spend(size, now_ns)
                 self._queue.push(domain, size)
                 return self._charge(domain, size, "reservation", now_ns)
-            available = 0  # it is saved up for this one; the seed reserve is of no use to it
+            spare = 0  # it is saved up for this one; the seed reserve is of no use to it
         first = self._seeds.top()
         if first is not None:
-            return self._pick_seed(first[2], available, seed_available, now_ns)
+            return self._pick_seed(first[2], spare, seed_available, now_ns)
         rival = self._queue.first()
         if rival is not None:
-            size = self._size(rival, self._queue.sample_size, available, now_ns)
+            size = self._size(rival, self._queue.sample_size, spare, now_ns)
             if size:
                 self._queue.serve(rival, size)
                 return self._charge(rival, size, "weight", now_ns)
@@ -174,8 +188,11 @@ class Scheduler:
 
     def next_ns(self, now_ns: int) -> int | None:
         """When time alone will let somebody be served who cannot be now; None if nobody waits for time."""
-        top = self._blocked.top()
-        return None if top is None else max(top[0], now_ns)
+        tops = [top[0] for top in (self._blocked.top(), self._waiting.top()) if top is not None]
+        due = self._due.top()
+        if due is not None and due[0] > now_ns + self.gap_ns:
+            tops.append(due[0] - self.gap_ns)  # then what is kept pays it
+        return max(min(tops), now_ns) if tops else None
 
     def _pick_seed(self, domain: Domain, available: int, seed_available: int, now_ns: int) -> Pick | None:
         """The reserve pays if it can in full, else the general part, else whichever holds more.

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 MIN_READ = 32  # bytes
 SLOW_READ_NS = 40_000_000
-FAST_READ_NS = 4_000_000
+FAST_READ_NS = 16_000_000  # between two reads a device like virtio-rng does nothing: fewer, larger ones
 MEASURE_NS = 1_000_000_000
+AVERAGE_NS = 10_000_000_000
 FIRST_RETRY_NS = 500_000_000
 LAST_RETRY_NS = 30_000_000_000
 LAST_ALARM_RETRY_NS = 60_000_000_000
@@ -32,8 +35,9 @@ class ReadSize:
 class CapacityMeter:
     """A source's sustained rate, learnt only while its reader never waits for space.
 
-    ``rate`` is in bytes per second, None until a second of reading on end has been seen;
-    ``measured_ns`` is the monotonic time of that measurement's end.
+    ``rate`` is in bytes per second, None until a second of reading on end has been seen: the mean over the
+    seconds of that kind that ended in the last ten. ``measured_ns`` is the monotonic time of the last one's
+    end. The first read after a wait does not count: it may find what the device has saved up.
     """
 
     def __init__(self) -> None:
@@ -41,23 +45,36 @@ class CapacityMeter:
         self.measured_ns: int | None = None
         self._since_ns: int | None = None
         self._bytes = 0
+        self._seconds: deque[tuple[int, int, int]] = deque()  # (end, bytes, duration)
 
     def waited(self) -> None:
         """The reader waits, or the source failed: what was counted says nothing about the source."""
         self._since_ns = None
         self._bytes = 0
 
-    def add(self, count: int, begun_ns: int, ended_ns: int) -> None:
-        """``count`` bytes came from a read that lasted from ``begun_ns`` to ``ended_ns``."""
+    def failed(self) -> None:
+        """The source failed, and what is opened next may be another one."""
+        self.waited()
+        self._seconds.clear()
+
+    def add(self, count: int, ended_ns: int) -> bool:
+        """``count`` bytes came from a read that has ended; whether a measurement ended with it."""
         if self._since_ns is None:
-            self._since_ns = begun_ns
+            self._since_ns = ended_ns
+            return False
         self._bytes += count
         elapsed_ns = ended_ns - self._since_ns
-        if elapsed_ns >= MEASURE_NS:
-            self.rate = self._bytes * 1_000_000_000 // elapsed_ns
-            self.measured_ns = ended_ns
-            self._since_ns = ended_ns
-            self._bytes = 0
+        if elapsed_ns < MEASURE_NS:
+            return False
+        seconds = self._seconds
+        seconds.append((ended_ns, self._bytes, elapsed_ns))
+        while seconds[0][0] < ended_ns - AVERAGE_NS:
+            seconds.popleft()
+        total_ns = sum(duration for _, _, duration in seconds)
+        self.rate = sum(n_bytes for _, n_bytes, _ in seconds) * 1_000_000_000 // total_ns
+        self.measured_ns = self._since_ns = ended_ns
+        self._bytes = 0
+        return True
 
 
 class Retry:

@@ -4,6 +4,10 @@
 The thread owns the source and its health tests; the loop owns all else.  They share two things: the
 allowance (how far the thread may read, so that the reservoir can always take what it releases) and the
 deliveries, which arrive in the loop in the order of the reads.
+
+The source's capacity shows only while the thread does not wait for space.  So there are probes: until a
+second of reading on end has been measured, the thread reads on although the reservoir is full.  What it
+reads replaces the reservoir's oldest bytes, and what the loop is too slow to take is tested and thrown away.
 """
 
 from __future__ import annotations
@@ -53,7 +57,9 @@ class SourceReader:
         self._state = SourceState("starting")
         self._permitted = threading.Condition()
         self._allowance = 0
+        self._replaceable = 0  # bytes beyond the allowance that may take the place of older ones in a probe
         self._total_read = 0
+        self._probing = False
         self._stopping = False
         self._keeping = threading.Lock()  # for the bytes held in the health tests and those on their way
         # A read that never returns must not keep the process: the thread is a daemon thread.
@@ -68,12 +74,22 @@ class SourceReader:
     def start(self) -> None:
         self._thread.start()
 
-    def allow(self, total: int) -> None:
-        """The thread may read until ``total`` bytes have been read since the start."""
+    def allow(self, total: int, replaceable: int = 0) -> None:
+        """The thread may read until ``total`` bytes have been read since the start.
+
+        In a probe it may read ``replaceable`` more, for which the loop will make room.
+        """
         with self._permitted:
+            self._replaceable = replaceable
             if total > self._allowance:
                 self._allowance = total
                 self._permitted.notify()
+
+    def probe(self) -> None:
+        """Measures the capacity from now on, whether there is room or not; ends by itself."""
+        with self._permitted:
+            self._probing = True
+            self._permitted.notify()
 
     @property
     def alive(self) -> bool:
@@ -128,18 +144,21 @@ class SourceReader:
 
     def _read_until_stopped(self) -> None:
         with memoryview(bytearray(self._size.maximum)) as buffer:
-            while (room := self._room()) > 0:
-                want = min(room, self._size.bytes)
+            while (room := self._room()) is not None:
+                want = min(room, self._size.bytes) if room > 0 else self._size.bytes
                 with buffer[:want] as view:
                     try:
-                        verdict = self._read(view)
+                        verdict = self._read(view, wanted=room > 0)
                     finally:
                         view[:] = bytes(want)
                 if verdict is not None:
                     self._judge(verdict)
 
-    def _read(self, view: memoryview) -> Verdict | None:
-        """One read and its test; None when nothing came, or when it came too late."""
+    def _read(self, view: memoryview, wanted: bool) -> Verdict | None:
+        """One read and its test; None when nothing came, or when it came too late.
+
+        Unless it is ``wanted`` nobody has room for it: what passes the test is thrown away.
+        """
         begun_ns = self._clock()
         if self.read_since_ns is None:
             self.read_since_ns = begun_ns
@@ -149,15 +168,20 @@ class SourceReader:
             return None
         self.read_since_ns = None
         self._size.took(count, len(view), ended_ns - begun_ns)
-        self.capacity.add(count, begun_ns, ended_ns)
+        if self.capacity.add(count, ended_ns):
+            self._probing = False
         self._total_read += count
         with self._keeping, view[:count] as noise:
             if self._stopping:
                 return None
             verdict = self._health.feed(noise)
-            held = self._health.held
+            released, discarded = verdict.released, verdict.discarded
+            if not wanted:
+                discarded += len(released)
+                released[:] = bytes(len(released))
+                released = bytearray()
             self.alarms += verdict.alarm is not None
-            self._hand_over(Delivery(count, verdict.released, verdict.discarded, held, verdict.alarm))
+            self._hand_over(Delivery(count, released, discarded, self._health.held, verdict.alarm))
         return verdict
 
     def _judge(self, verdict: Verdict) -> None:
@@ -171,14 +195,17 @@ class SourceReader:
             self._retry.succeeded(now_ns)
             self._report(SourceState("healthy"))
 
-    def _room(self) -> int:
-        """How much may be read now, in bytes; waits for it; 0 when stopping."""
+    def _room(self) -> int | None:
+        """How much may be read now, in bytes; waits for it. 0: in a probe, in vain; None: stopping."""
         while True:
             self._look()
             with self._permitted:
                 if self._stopping:
-                    return 0
-                if (room := self._allowance - self._total_read) > 0:
+                    return None
+                room = self._allowance - self._total_read
+                if self._probing:
+                    return max(0, room + self._replaceable)
+                if room > 0:
                     return room
                 self.capacity.waited()
                 self._permitted.wait(WAKE_S)
@@ -202,7 +229,7 @@ class SourceReader:
     def _forget_held(self) -> None:
         """A source that is opened again may be another one: what waits for its window is not released."""
         self.read_since_ns = None
-        self.capacity.waited()
+        self.capacity.failed()
         with self._keeping:
             discarded = self._health.restart()
             if discarded and not self._stopping:

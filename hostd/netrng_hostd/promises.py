@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The quota of each domain, and how much of its reservation is in force."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from netrng_hostd.config import AdmissionConfig
+from netrng_hostd.core.admission import NONE, PENDING, REFUSED, Admission, Claim, Verdict
+from netrng_hostd.core.quota import Quota, QuotaRule, format_rate, resolve
+
+log = logging.getLogger("netrng.admission")
+
+SETTLE_S = 0.05  # changes that come together are decided on together
+
+
+@dataclass
+class Holding:
+    """One domain's: ``rank`` is the place of the first rule that matches it."""
+
+    name: str
+    metadata: QuotaRule | None
+    rank: int
+    quota: Quota
+    verdict: Verdict
+
+    @property
+    def in_force(self) -> Quota:
+        return replace(self.quota, reservation=min(self.quota.reservation, self.verdict.reservation))
+
+
+class Promises:
+    """By UUID, one for each, however many connections show it; call everything from the event loop.
+
+    ``changed(uuid)``: another quota is in force; ``decided()``: verdicts were given anew.
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[QuotaRule],
+        config: AdmissionConfig,
+        changed: Callable[[str], None],
+        decided: Callable[[], None],
+    ) -> None:
+        self.admission = Admission(config.headroom_thousandths)
+        self._rules = tuple(rules)
+        self._changed = changed
+        self._decided = decided
+        self._holdings: dict[str, Holding] = {}
+        self._due: asyncio.TimerHandle | None = None
+
+    def __getitem__(self, uuid: str) -> Holding:
+        return self._holdings[uuid]
+
+    def hold(self, uuid: str, name: str, metadata: QuotaRule | None) -> None:
+        """The domain is there, or its quota may have changed. All but a reservation counts at once."""
+        known = self._holdings.get(uuid)
+        matching = (place for place, rule in enumerate(self._rules) if rule.matches(name, uuid))
+        rank = next(matching, len(self._rules))
+        quota = resolve(self._rules, name, uuid, metadata)
+        verdict = known.verdict if known is not None else Verdict(PENDING if quota.reservation else NONE, 0)
+        self._holdings[uuid] = Holding(name, metadata, rank, quota, verdict)
+        if known is not None and known.in_force != self._holdings[uuid].in_force:
+            self._changed(uuid)
+        if quota.reservation or verdict.state != NONE:
+            self._decide_soon()
+
+    def drop(self, uuid: str) -> None:
+        """The domain is gone, and what was promised to it is free."""
+        if self._holdings.pop(uuid).quota.reservation:
+            self._decide_soon()
+
+    def use_rules(self, rules: Sequence[QuotaRule]) -> None:
+        """New rules from a reload."""
+        self._rules = tuple(rules)
+        for uuid, holding in list(self._holdings.items()):
+            self.hold(uuid, holding.name, holding.metadata)
+
+    def use_headroom(self, thousandths: int) -> None:
+        self.admission.headroom = thousandths
+        self._decide_soon()
+
+    def learn(self, capacity: int | None) -> None:
+        """What the source gives, in bytes per second, as it was measured last."""
+        if self.admission.learn(capacity):
+            self._decide_soon()
+
+    def close(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+
+    def _decide_soon(self) -> None:
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_later(SETTLE_S, self._decide)
+
+    def _decide(self) -> None:
+        self._due = None
+        was_shrunk = self.admission.shrunk
+        verdicts = self.admission.decide(
+            Claim(holding.rank, holding.name, uuid, holding.quota.reservation)
+            for uuid, holding in self._holdings.items()
+            if holding.quota.reservation
+        )
+        if self.admission.shrunk != was_shrunk:
+            self._log_shrinking()
+        for uuid, holding in self._holdings.items():
+            before, in_force = holding.verdict, holding.in_force
+            holding.verdict = verdicts.get(uuid, Verdict(NONE, 0))
+            if (holding.verdict.state == REFUSED) != (before.state == REFUSED):
+                self._log_verdict(holding)
+            if holding.in_force != in_force:
+                self._changed(uuid)
+        self._decided()
+
+    def _log_verdict(self, holding: Holding) -> None:
+        reservation = format_rate(holding.quota.reservation)
+        if holding.verdict.state == REFUSED:
+            kept = holding.verdict.reservation
+            log.warning(
+                "%s: its reservation of %s is refused: of %s, %s are promised already%s",
+                holding.name, reservation, format_rate(self.admission.promisable),
+                format_rate(self.admission.promised), f"; it keeps {format_rate(kept)}" if kept else "",
+            )  # fmt: skip
+        elif holding.quota.reservation:
+            log.info("%s: its reservation of %s is promised now", holding.name, reservation)
+
+    def _log_shrinking(self) -> None:
+        admission = self.admission
+        if admission.shrunk:
+            log.warning(
+                "the source gives %s, less than the %s that are promised: every reservation holds to %d %%",
+                format_rate(admission.capacity), format_rate(admission.promised),
+                100 * admission.promisable // admission.promised,
+            )  # fmt: skip
+        else:
+            log.info("the source gives %s: every reservation holds again", format_rate(admission.capacity))
