@@ -46,7 +46,6 @@ FIXED = {  # what needs a restart, and its name in hostd.toml
     "libvirt": "[libvirt]",
     "sources": "[[source]]",
     "policy": "[sources] policy",
-    "admission": "[admission]",
 }
 
 
@@ -63,7 +62,7 @@ class Daemon:
         )
         self.dispatcher = Dispatcher(source.name, self.reservoir, Scheduler(config.sample_size), self.ledger)
         self.roster = Roster(
-            self.dispatcher, config.quotas, config.admission.max_domains, config.libvirt.trust_metadata
+            self.dispatcher, config.quotas, config.admission, config.libvirt.trust_metadata
         )
         self.source_watch = SourceWatch(source)
         self.uris: dict[str, UriState] = {}
@@ -127,8 +126,8 @@ class Daemon:
         waiting = [name for name in FIXED if getattr(old, name) != getattr(config, name)]
         # What needs a restart stays as it is in force, and is said again at the next reload.
         self._config = dataclasses.replace(config, **{name: getattr(old, name) for name in FIXED})
-        self.dispatcher.scheduler.sample_size = config.sample_size
-        self.roster.use_rules(config.quotas)
+        self.reservoir.headroom = config.admission.headroom_thousandths
+        self.roster.use(config.quotas, config.admission)
         for gone in set(old.channels) - set(config.channels):
             self.roster.remove_static(gone.name)
         for new in set(config.channels) - set(old.channels):
@@ -225,6 +224,9 @@ class Daemon:
             now_ns = time.monotonic_ns()
             self.roster.tick(now_ns)
             self.source_watch.tick(now_ns)
+            capacity = self.source_watch.capacity
+            self.roster.promises.learn(capacity)
+            self.dispatcher.adapt(capacity, self._config.sample_size)
             self._meters.tick(now_ns, self.source_watch.config.name, self.ledger, self.roster)
             systemd.notify("WATCHDOG=1")
             if (summary := self._summary()) != told:

@@ -11,6 +11,10 @@ import logging
 import time
 
 from netrng_hostd.channels.channel import Channel
+from netrng_hostd.core.bucket import NS_PER_S
+from netrng_hostd.core.domain import MIN_SAMPLE
+from netrng_hostd.core.granularity import sample_size
+from netrng_hostd.core.health import BYTE_WINDOW, STARTUP
 from netrng_hostd.core.ledger import Ledger
 from netrng_hostd.core.quota import Quota
 from netrng_hostd.core.reservoir import Reservoir
@@ -20,6 +24,8 @@ from netrng_hostd.sources.reader import Delivery, SourceReader
 log = logging.getLogger("netrng.dispatch")
 
 BATCH = 64  # samples between two turns of the event loop
+# A source's bytes come a test window at a time; twice that, for a delivery that is late.
+GAP_BYTES = 2 * BYTE_WINDOW
 
 
 class Dispatcher:
@@ -45,6 +51,20 @@ class Dispatcher:
         """Lets ``reader`` read as far as there is room."""
         self._reader = reader
         self._allow()
+
+    def adapt(self, rate: int | None, max_sample: int) -> None:
+        """To what the source gives, in bytes per second (None: not known), and to how many ask.
+
+        Call it about twice a second.
+        """
+        scheduler = self.scheduler
+        size = sample_size(rate, scheduler.askers, scheduler.sample_size, max_sample)
+        if size != scheduler.sample_size:
+            scheduler.sample_size = size
+        # With less than a start-up's bytes of room beside those kept, the source could never begin anew.
+        most = max(0, self.reservoir.general_size - STARTUP - MIN_SAMPLE)
+        kept_ns = most * NS_PER_S // max(1, scheduler.reserved)
+        scheduler.gap_ns = min(GAP_BYTES * NS_PER_S // rate, kept_ns) if rate else 0
 
     def add(self, uuid: str, channel: Channel, quota: Quota) -> None:
         """``channel`` serves the domain ``uuid`` from now on; it may have several (a migration, clones)."""

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 import uuid as uuids
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -15,17 +16,21 @@ from typing import NamedTuple
 from netrng_hostd.channels.channel import Channel
 from netrng_hostd.channels.connect import ChannelUnavailable, connect_unix
 from netrng_hostd.channels.session import HostSession
-from netrng_hostd.config import ChannelConfig
+from netrng_hostd.config import AdmissionConfig, ChannelConfig
+from netrng_hostd.core.admission import PENDING, REFUSED
 from netrng_hostd.core.mistake import where_raised
-from netrng_hostd.core.quota import Quota, QuotaError, QuotaRule, resolve
+from netrng_hostd.core.quota import QuotaError, QuotaRule
 from netrng_hostd.dispatch import Dispatcher
 from netrng_hostd.hypervisor.domain_xml import LiveDomain
 from netrng_hostd.hypervisor.errors import HypervisorError
+from netrng_hostd.promises import Holding, Promises
 
 log = logging.getLogger("netrng.roster")
 
 Connect = Callable[[], Awaitable[socket.socket]]
 OpenStream = Callable[[LiveDomain], Awaitable[socket.socket]]
+
+NOT_YET = "the source's capacity is not known yet, so its reservation cannot be promised"
 
 
 class Metadata(NamedTuple):
@@ -36,18 +41,38 @@ class Metadata(NamedTuple):
 
 
 @dataclass
-class Entry:
-    """One domain on one connection, and the channel that serves it."""
+class Candidate:
+    """One domain on one connection that has a channel."""
 
     name: str
     uuid: str
     uri: str
     kind: str  # virtio | xen | static
     path: str | None
+    connect: Connect
     metadata: Metadata
-    quota: Quota
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.uri, self.uuid
+
+
+@dataclass
+class Entry:
+    """A candidate that is served, and the channel that serves it."""
+
+    candidate: Candidate
     channel: Channel
     task: asyncio.Task[None]
+
+
+@dataclass
+class Refusal:
+    """A candidate that is not served, why, and since when."""
+
+    candidate: Candidate
+    why: str
+    since_ns: int
 
 
 def static_uuid(name: str) -> str:
@@ -59,39 +84,48 @@ class Roster:
     """Keeps one Channel task per domain and connection; call everything from the event loop."""
 
     def __init__(
-        self, dispatcher: Dispatcher, rules: Sequence[QuotaRule], max_domains: int,
+        self,
+        dispatcher: Dispatcher,
+        rules: Sequence[QuotaRule],
+        admission: AdmissionConfig,
         trust_metadata: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._dispatcher = dispatcher
-        self._rules = tuple(rules)
-        self._max_domains = max_domains
+        self._config = admission
         self._trust_metadata = trust_metadata
+        self.promises = Promises(rules, admission, changed=self._quota_changed, decided=self._serve_refused)
+        self._candidates: dict[str, list[Candidate]] = {}  # by UUID; several in a migration, the newest last
         self._entries: dict[tuple[str, str], Entry] = {}
-        self._of_uuid: dict[str, list[Entry]] = {}  # several during a migration, the newest last
-        # Those beyond max_domains, first come first: admitted as soon as there is room.
-        self._refused: dict[tuple[str, str], tuple[str, str, str | None, Connect, Metadata]] = {}
+        self._refusals: dict[tuple[str, str], Refusal] = {}  # served as soon as there is room, in this order
         self.without_channel: dict[tuple[str, str], str] = {}  # names of domains that have no channel
 
     @property
     def entries(self) -> list[Entry]:
         return list(self._entries.values())
 
-    def use_rules(self, rules: Sequence[QuotaRule]) -> None:
-        """New quotas from a reload; sessions, bytes in flight and buckets are kept."""
-        self._rules = tuple(rules)
-        for uuid in self._of_uuid:
-            self._set_quota(uuid)
+    @property
+    def refusals(self) -> list[Refusal]:
+        return list(self._refusals.values())
+
+    def holding(self, candidate: Candidate) -> Holding:
+        """Its quota, and what of it is in force."""
+        return self.promises[candidate.uuid]
+
+    def use(self, rules: Sequence[QuotaRule], admission: AdmissionConfig) -> None:
+        """New quotas from a reload; sessions, bytes in flight and buckets are kept, nobody is sent away."""
+        self._config = admission
+        self.promises.use_rules(rules)
+        self.promises.use_headroom(admission.headroom_thousandths)
 
     def add_static(self, config: ChannelConfig) -> None:
         async def connect() -> socket.socket:
             return connect_unix(config.path)
 
-        self._add(config.name, static_uuid(config.name), "", "static", config.path, connect, Metadata())
+        uuid = static_uuid(config.name)
+        self._add(Candidate(config.name, uuid, "", "static", config.path, connect, Metadata()))
 
     def remove_static(self, name: str) -> None:
-        self._refused.pop(("", static_uuid(name)), None)
         self._remove(("", static_uuid(name)))
-        self._admit_refused()
 
     def appeared(self, domain: LiveDomain, open_stream: OpenStream | None) -> None:
         """``open_stream`` is given where the configuration says transport = "stream"."""
@@ -99,31 +133,29 @@ class Roster:
         if live is None:
             self.without_channel[(domain.uri, domain.uuid)] = domain.name
             return
-        connect = _connector(domain, open_stream)
-        metadata = self._metadata(domain)
-        self._add(domain.name, domain.uuid, domain.uri, live.kind, live.path, connect, metadata)
+        connect, metadata = _connector(domain, open_stream), self._metadata(domain)
+        self._add(Candidate(domain.name, domain.uuid, domain.uri, live.kind, live.path, connect, metadata))
 
     def changed(self, old: LiveDomain, new: LiveDomain, open_stream: OpenStream | None) -> None:
         """The definition or the state of a running domain changed."""
-        entry = self._entries.get((new.uri, new.uuid))
-        if entry is not None and old.channel is not None and new.channel is not None:
+        known = self._find((new.uri, new.uuid))
+        if known is not None and old.channel is not None and new.channel is not None:
             same = (old.channel.kind, old.channel.path, old.channel.mode) == (
                 new.channel.kind, new.channel.path, new.channel.mode,
             )  # fmt: skip
             if same and old.name == new.name:
                 if old.quota != new.quota:
-                    entry.metadata = self._metadata(new)
-                    self._settle(entry)
-                entry.channel.retry_now()
+                    known.metadata = self._metadata(new)
+                    self._hold(new.uuid)
+                if known.key in self._entries:
+                    self._entries[known.key].channel.retry_now()
                 return
         self.vanished(old)
         self.appeared(new, open_stream)
 
     def vanished(self, domain: LiveDomain) -> None:
         self.without_channel.pop((domain.uri, domain.uuid), None)
-        self._refused.pop((domain.uri, domain.uuid), None)
         self._remove((domain.uri, domain.uuid))
-        self._admit_refused()
 
     def renewed(self, domain: LiveDomain) -> None:
         """The domain was resumed, restored or reverted: its memory may be a copy of another time's."""
@@ -136,10 +168,14 @@ class Roster:
             entry.channel.tick(now_ns)
 
     async def close(self) -> None:
+        self.promises.close()
         tasks = [entry.task for entry in self._entries.values()]
-        for key in list(self._entries):
-            self._remove(key, "shutdown")
+        for entry in self.entries:
+            self._end(entry, "shutdown")
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _find(self, key: tuple[str, str]) -> Candidate | None:
+        return next((known for known in self._candidates.get(key[1], ()) if known.key == key), None)
 
     def _metadata(self, domain: LiveDomain) -> Metadata:
         if domain.quota is None or not self._trust_metadata:
@@ -147,69 +183,91 @@ class Roster:
         try:
             return Metadata(domain.quota.rule())
         except QuotaError as error:
-            return Metadata(None, f"quota in its metadata ignored: {error}; the file's is used")
+            detail = f"quota in its metadata ignored: {error}; the file's is used"
+            log.warning("%s: %s", domain.name, detail)
+            return Metadata(None, detail)
 
-    def _settle(self, entry: Entry) -> None:
-        """The entry is new, or its metadata."""
-        if entry.metadata.detail:
-            log.warning("%s: %s", entry.name, entry.metadata.detail)
-        self._set_quota(entry.uuid)
+    def _hold(self, uuid: str) -> None:
+        """One UUID has one bucket, so one quota: where two connections show it, the newest decides."""
+        candidates = self._candidates.get(uuid)
+        if candidates:
+            self.promises.hold(uuid, candidates[-1].name, candidates[-1].metadata.rule)
+        else:
+            self.promises.drop(uuid)
 
-    def _set_quota(self, uuid: str) -> None:
-        """One UUID has one bucket, so one quota: where two entries have it, the newest's metadata decides."""
-        entries = self._of_uuid[uuid]
-        newest = entries[-1]
-        quota = resolve(self._rules, newest.name, uuid, newest.metadata.rule)
-        for entry in entries:
-            entry.quota = quota
-        self._dispatcher.set_quota(uuid, quota)
+    def _add(self, candidate: Candidate) -> None:
+        self._remove(candidate.key)
+        self._candidates.setdefault(candidate.uuid, []).append(candidate)
+        self._hold(candidate.uuid)
+        why = self._why_not(candidate)
+        if why:
+            self._refusals[candidate.key] = Refusal(candidate, why, time.monotonic_ns())
+            self._log_refusal(candidate, why)
+        else:
+            self._serve(candidate)
 
-    def _add(
-        self, name: str, uuid: str, uri: str, kind: str, path: str | None, connect: Connect,
-        metadata: Metadata,
-    ) -> None:  # fmt: skip
-        key = (uri, uuid)
-        self._remove(key)
-        if len(self._entries) >= self._max_domains:
-            if key not in self._refused:
-                log.warning(
-                    "%s: not served: %d domains are served already; raise admission.max_domains",
-                    name, self._max_domains,
-                )  # fmt: skip
-            self._refused[key] = (name, kind, path, connect, metadata)
-            return
-        quota = resolve(self._rules, name, uuid, metadata.rule)
+    def _why_not(self, candidate: Candidate) -> str:
+        """Why it is not served, "" if it may be."""
+        if len(self._entries) >= self._config.max_domains:
+            return f"{self._config.max_domains} domains are served already; raise admission.max_domains"
+        verdict = self.holding(candidate).verdict
+        if self._config.policy == "refuse" and verdict.state == PENDING:
+            return NOT_YET
+        if self._config.policy == "refuse" and verdict.state == REFUSED and not verdict.reservation:
+            return 'its reservation does not fit the source, and admission.policy is "refuse"'
+        return ""
+
+    def _serve(self, candidate: Candidate) -> None:
+        name, uuid = candidate.name, candidate.uuid
         session = HostSession(lambda: os.urandom(8))
-        channel = Channel(name, path or f"{uri} {name}", connect, session, self._dispatcher)
-        self._dispatcher.add(uuid, channel, quota)
+        where = candidate.path or f"{candidate.uri} {name}"
+        channel = Channel(name, where, candidate.connect, session, self._dispatcher)
+        self._dispatcher.add(uuid, channel, self.holding(candidate).in_force)
         task = asyncio.get_running_loop().create_task(channel.run(), name=f"channel {name}")
         task.add_done_callback(lambda done: self._ended(name, channel, done))
-        entry = Entry(name, uuid, uri, kind, path, metadata, quota, channel, task)
-        self._entries[key] = entry
-        self._of_uuid.setdefault(uuid, []).append(entry)
-        self._settle(entry)
+        self._entries[candidate.key] = Entry(candidate, channel, task)
+
+    def _serve_refused(self) -> None:
+        """Whether they are served now: somebody has left, or verdicts were given anew."""
+        for refusal in self.refusals:
+            why = self._why_not(refusal.candidate)
+            if not why:
+                del self._refusals[refusal.candidate.key]
+                self._serve(refusal.candidate)
+            elif why != refusal.why:
+                refusal.why = why
+                self._log_refusal(refusal.candidate, why)
+
+    def _log_refusal(self, candidate: Candidate, why: str) -> None:
+        if why != NOT_YET:  # which is for a moment only
+            log.warning("%s: not served: %s", candidate.name, why)
+
+    def _quota_changed(self, uuid: str) -> None:
+        if any(candidate.key in self._entries for candidate in self._candidates[uuid]):
+            self._dispatcher.set_quota(uuid, self.promises[uuid].in_force)
 
     def _ended(self, name: str, channel: Channel, task: asyncio.Task[None]) -> None:
         self._dispatcher.remove(channel)
         if not task.cancelled() and task.exception() is not None:
             log.error("%s: no longer served: %s", name, where_raised(task.exception()))
 
-    def _remove(self, key: tuple[str, str], reason: str = "removed") -> None:
+    def _remove(self, key: tuple[str, str]) -> None:
+        candidate = self._find(key)
+        if candidate is None:
+            return
+        self._candidates[candidate.uuid].remove(candidate)
+        if not self._candidates[candidate.uuid]:
+            del self._candidates[candidate.uuid]
+        self._refusals.pop(key, None)
         entry = self._entries.pop(key, None)
         if entry is not None:
-            entry.channel.leaving = reason
-            entry.task.cancel()
-            self._of_uuid[entry.uuid].remove(entry)
-            if self._of_uuid[entry.uuid]:
-                self._set_quota(entry.uuid)
-            else:
-                del self._of_uuid[entry.uuid]
+            self._end(entry, "removed")
+        self._hold(candidate.uuid)
+        self._serve_refused()
 
-    def _admit_refused(self) -> None:
-        while self._refused and len(self._entries) < self._max_domains:
-            (uri, uuid), (name, kind, path, connect, metadata) = next(iter(self._refused.items()))
-            del self._refused[(uri, uuid)]
-            self._add(name, uuid, uri, kind, path, connect, metadata)
+    def _end(self, entry: Entry, reason: str) -> None:
+        entry.channel.leaving = reason
+        entry.task.cancel()
 
 
 def _connector(domain: LiveDomain, open_stream: OpenStream | None) -> Connect:

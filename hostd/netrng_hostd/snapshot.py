@@ -7,23 +7,27 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 import psutil
 
 from netrng_hostd import __version__
 from netrng_hostd.channels.channel import Channel
-from netrng_hostd.config import Config
+from netrng_hostd.config import AdmissionConfig, Config
+from netrng_hostd.core.admission import Admission
 from netrng_hostd.core.ledger import Ledger, LedgerError
 from netrng_hostd.discovery.watcher import UriState
 from netrng_hostd.dispatch import Dispatcher
 from netrng_hostd.operate.status import (
+    AdmissionStatus,
     DaemonStatus,
     DomainStatus,
     ReservoirStatus,
     SourceStatus,
     UriStatus,
 )
-from netrng_hostd.roster import Entry, Roster
+from netrng_hostd.promises import Holding
+from netrng_hostd.roster import Candidate, Entry, Refusal, Roster
 from netrng_hostd.supervision import SourceWatch
 
 RATE_SPAN_NS = 10_000_000_000  # rates are means over the last ten seconds
@@ -59,7 +63,7 @@ class Meters:
 
     def tick(self, now_ns: int, source: str, ledger: Ledger, roster: Roster) -> None:
         """Call it about twice a second."""
-        totals = {entry.uuid: ledger.domain(entry.uuid).acked for entry in roster.entries}
+        totals = {uuid: ledger.domain(uuid).acked for uuid in (entry.candidate.uuid for entry in roster.entries)}
         totals["source " + source] = ledger.source(source).read
         for key, total in totals.items():
             if key in self._meters:
@@ -88,7 +92,10 @@ def take_snapshot(
     return DaemonStatus(
         version=__version__,
         sources=(_source(watch, dispatcher.ledger, meters),),
-        domains=tuple(_domain(entry, dispatcher, meters) for entry in roster.entries),
+        domains=(
+            *(_served(entry, roster.holding(entry.candidate), dispatcher, meters) for entry in roster.entries),
+            *(_refused(refusal, roster.holding(refusal.candidate)) for refusal in roster.refusals),
+        ),
         uris=tuple(UriStatus(uri.uri, uri.state, uri.detail, _wall(uri.since_ns)) for uri in uris),
         reservoir=ReservoirStatus(
             size=config.reservoir.size,
@@ -104,6 +111,19 @@ def take_snapshot(
         rss_bytes=meters.process.memory_info().rss,
         cpu_percent=meters.process.cpu_percent(),
         sample_size=config.sample_size,
+        sample_size_effective=dispatcher.scheduler.sample_size,
+        admission=_admission(roster.promises.admission, config.admission),
+    )
+
+
+def _admission(admission: Admission, config: AdmissionConfig) -> AdmissionStatus:
+    return AdmissionStatus(
+        capacity=admission.capacity,
+        headroom=config.headroom,
+        policy=config.policy,
+        promisable=admission.promisable,
+        promised=admission.promised,
+        shrunk=admission.shrunk,
     )
 
 
@@ -128,32 +148,49 @@ def _source(watch: SourceWatch, ledger: Ledger, meters: Meters) -> SourceStatus:
     )
 
 
-def _domain(entry: Entry, dispatcher: Dispatcher, meters: Meters) -> DomainStatus:
-    channel, quota, counts = entry.channel, entry.quota, dispatcher.ledger.domain(entry.uuid)
-    return DomainStatus(
-        name=entry.name,
-        uuid=entry.uuid,
-        uri=entry.uri,
-        channel=entry.path,
-        kind=entry.kind,
-        state=channel.state,
-        since=_wall(channel.since_ns),
-        reservation=quota.reservation,
-        reservation_effective=quota.reservation,
-        weight=quota.weight,
-        limit=quota.limit,
-        burst=quota.burst,
+def _served(entry: Entry, holding: Holding, dispatcher: Dispatcher, meters: Meters) -> DomainStatus:
+    channel, uuid = entry.channel, entry.candidate.uuid
+    counts = dispatcher.ledger.domain(uuid)
+    return _status(
+        entry.candidate, holding, channel.state, channel.since_ns,
         bytes_sent=counts.sent,
         bytes_acked=counts.acked,
         bytes_lost=counts.lost,
-        rate=meters.rate(entry.uuid),
+        rate=meters.rate(uuid),
         agent=channel.session.agent,
         detail=channel.detail,
-        quota=quota.name,
-        quota_detail=entry.metadata.detail,
         in_flight=counts.in_flight,
-        seeds=dispatcher.seeds.get(entry.uuid, 0),
+        seeds=dispatcher.seeds.get(uuid, 0),
         last_heard=_heard(channel),
+    )  # fmt: skip
+
+
+def _refused(refusal: Refusal, holding: Holding) -> DomainStatus:
+    return _status(refusal.candidate, holding, "refused", refusal.since_ns, detail=refusal.why)
+
+
+def _status(
+    candidate: Candidate, holding: Holding, state: str, since_ns: int, **more: Any
+) -> DomainStatus:
+    """What is known of a domain whether it is served or not, and more."""
+    quota = holding.quota
+    return DomainStatus(
+        name=candidate.name,
+        uuid=candidate.uuid,
+        uri=candidate.uri,
+        channel=candidate.path,
+        kind=candidate.kind,
+        state=state,
+        since=_wall(since_ns),
+        reservation=quota.reservation,
+        reservation_effective=holding.in_force.reservation,
+        weight=quota.weight,
+        limit=quota.limit,
+        burst=quota.burst,
+        quota=quota.name,
+        quota_detail=candidate.metadata.detail,
+        admission=holding.verdict.state,
+        **more,
     )
 
 

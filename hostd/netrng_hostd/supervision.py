@@ -49,6 +49,11 @@ class SourceWatch:
             return SourceState("stalled", f"no byte from {self.config.path} for {STALL_NS // 10**9} s")
         return self._reported
 
+    @property
+    def capacity(self) -> int | None:
+        """What the source gives, in bytes per second, as far as it was measured."""
+        return self._reader.capacity.rate if self._reader is not None else None
+
     def describe(self) -> str:
         """One line for the log."""
         label = f", {self._label()}" if self.rng_current else ""

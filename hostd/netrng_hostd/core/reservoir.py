@@ -23,6 +23,7 @@ class Reservoir:
         self._general = _Ring(size - seed_reserve)
         self._seed = _Ring(seed_reserve)
         self.headroom = headroom
+        self.general_size = size - seed_reserve
         self._remainder = 0  # thousandths of bytes for the reserve since a seed was last due to it
         self._due = 0  # bytes due to the reserve, as far as it had room
 

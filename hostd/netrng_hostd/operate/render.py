@@ -40,6 +40,7 @@ def render(status: DaemonStatus, width: int, max_domains: int | None = None) -> 
         *_labels(status.sources),
         *_hypervisors(status),
         _reservoir(status),
+        *_promises(status),
         Text(),
     ]
     if shown:
@@ -74,9 +75,18 @@ def _sources(sources: Sequence[SourceStatus]) -> Table:
             rate(source.rate),
             size(source.bytes_read),
             size(source.bytes_discarded),
-            "not known yet" if source.capacity is None else rate(source.capacity),
+            _capacity(source),
         )
     return made
+
+
+def _capacity(source: SourceStatus) -> Text:
+    if source.capacity is None:
+        return Text("not known yet")
+    text = Text(rate(source.capacity))
+    if source.capacity_age_s is not None:
+        text.append(f" {duration(source.capacity_age_s)} ago", FAINT)
+    return text
 
 
 def _labels(sources: Sequence[SourceStatus]) -> Iterator[RenderableType]:
@@ -116,10 +126,27 @@ def _reservoir(status: DaemonStatus) -> Text:
     return line
 
 
+def _promises(status: DaemonStatus) -> Iterator[Text]:
+    """Only where something was asked for."""
+    admission = status.admission
+    if any(domain.reservation for domain in status.domains) and admission.capacity is not None:
+        line = Text("promised   ", FAINT)
+        line.append(f"{rate(admission.promised)} of {rate(admission.promisable)}")
+        line.append(f", with {admission.headroom:.0%} of the capacity as headroom", FAINT)
+        if admission.shrunk:
+            part = admission.promisable / admission.promised if admission.promised else 0.0
+            line.append(f"; THE SOURCE GIVES LESS: every reservation holds to {part:.0%}", DOUBTFUL)
+        yield line
+
+
 def _troubles(status: DaemonStatus, shown: Sequence[DomainStatus]) -> Iterator[RenderableType]:
     for domain in shown:
         style = STYLES.get(domain.state, BAD)
         said = [(domain.detail, style), (domain.quota_detail, DOUBTFUL)]
+        if domain.admission == "refused" and domain.state != "refused":
+            left = rate(max(0, status.admission.promisable - status.admission.promised))
+            asked = rate(domain.reservation)
+            said.append((f"its reservation of {asked} does not fit: {left} can still be promised", DOUBTFUL))
         if domain.agent and domain.agent.get("detail") and domain.agent.get("sink_state") != "ok":
             said.append((f"its agent says: {printable(domain.agent['detail'])}", style))
         for text, style in said:

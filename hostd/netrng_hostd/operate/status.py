@@ -32,6 +32,14 @@ DOMAIN_STATES = {
     "open": "served",
     "violated": "the guest broke the protocol; it is offered a new session after a while",
     "incompatible": "the agent speaks no version of the protocol that this daemon speaks",
+    "refused": "not served: its reservation does not fit (admission.policy) or there are too many (max_domains)",
+}
+ADMISSION_STATES = {
+    "none": "it has no reservation",
+    "pending": "the source's capacity is not known yet: nothing can be promised",
+    "promised": "the reservation holds",
+    "shrunk": "the source gives less than what is promised to all: every reservation holds in proportion",
+    "refused": "the reservation does not fit beside those promised already; it is, as soon as there is room",
 }
 URI_STATES = {
     "connecting": "the first attempt is under way",
@@ -63,7 +71,8 @@ class SourceStatus:
 class DomainStatus:
     """One domain's channel. ``kind``: virtio, xen or static; ``agent``: what the guest says of itself;
     ``quota``: the name of its `[[quota]]`, or "metadata"; ``quota_detail``: why its metadata does not count,
-    "" if all is well; ``last_heard``: of the agent, in the session that is open."""
+    "" if all is well; ``admission``: one of ADMISSION_STATES; ``last_heard``: of the agent, in the session that
+    is open."""
 
     name: str
     uuid: str
@@ -88,6 +97,7 @@ class DomainStatus:
     in_flight: int = 0
     seeds: int = 0
     last_heard: float | None = None
+    admission: str = "none"
 
 
 @dataclass(frozen=True)
@@ -111,8 +121,24 @@ class ReservoirStatus:
 
 
 @dataclass(frozen=True)
+class AdmissionStatus:
+    """What reservations were promised in all, before any shrinking, and how much may be.
+
+    ``capacity``: the one that counts; it follows the source's when that falls, or rises by a sixteenth.
+    """
+
+    capacity: int | None = None
+    headroom: float = 0.0
+    policy: str = ""
+    promisable: int = 0
+    promised: int = 0
+    shrunk: bool = False
+
+
+@dataclass(frozen=True)
 class DaemonStatus:
-    """Everything, at ``time``. ``ledger_ok``: every byte ever read is accounted for."""
+    """Everything, at ``time``. ``ledger_ok``: every byte ever read is accounted for; ``sample_size``: as
+    configured, ``sample_size_effective``: now, with this source and so many who ask."""
 
     version: str
     sources: tuple[SourceStatus, ...] = ()
@@ -127,6 +153,8 @@ class DaemonStatus:
     rss_bytes: int = 0
     cpu_percent: float = 0.0
     sample_size: int = 0
+    sample_size_effective: int = 0
+    admission: AdmissionStatus = field(default_factory=AdmissionStatus)
 
 
 def to_json(status: DaemonStatus) -> str:
@@ -146,6 +174,7 @@ def from_json(text: str | bytes) -> DaemonStatus:
             domains=tuple(_known(DomainStatus, item) for item in values["domains"]),
             uris=tuple(_known(UriStatus, item) for item in values.get("uris", ())),
             reservoir=_known(ReservoirStatus, values.get("reservoir", {})),
+            admission=_known(AdmissionStatus, values.get("admission", {})),
             without_channel=tuple(values.get("without_channel", ())),
         )
     except (KeyError, TypeError, AttributeError) as error:
