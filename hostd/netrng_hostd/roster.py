@@ -196,13 +196,15 @@ class Roster:
             self.promises.drop(uuid)
 
     def _add(self, candidate: Candidate) -> None:
+        before = self._refusals.get(candidate.key)
         self._remove(candidate.key)
         self._candidates.setdefault(candidate.uuid, []).append(candidate)
         self._hold(candidate.uuid)
         why = self._why_not(candidate)
         if why:
             self._refusals[candidate.key] = Refusal(candidate, why, time.monotonic_ns())
-            self._log_refusal(candidate, why)
+            if before is None or before.why != why:
+                self._log_refusal(candidate, why)
         else:
             self._serve(candidate)
 

@@ -63,7 +63,8 @@ class Meters:
 
     def tick(self, now_ns: int, source: str, ledger: Ledger, roster: Roster) -> None:
         """Call it about twice a second."""
-        totals = {uuid: ledger.domain(uuid).acked for uuid in (entry.candidate.uuid for entry in roster.entries)}
+        served = {entry.candidate.uuid for entry in roster.entries}
+        totals = {uuid: ledger.domain(uuid).acked for uuid in served}
         totals["source " + source] = ledger.source(source).read
         for key, total in totals.items():
             if key in self._meters:
@@ -93,8 +94,8 @@ def take_snapshot(
         version=__version__,
         sources=(_source(watch, dispatcher.ledger, meters),),
         domains=(
-            *(_served(entry, roster.holding(entry.candidate), dispatcher, meters) for entry in roster.entries),
-            *(_refused(refusal, roster.holding(refusal.candidate)) for refusal in roster.refusals),
+            *(_served(entry, roster, dispatcher, meters) for entry in roster.entries),
+            *(_refused(refusal, roster) for refusal in roster.refusals),
         ),
         uris=tuple(UriStatus(uri.uri, uri.state, uri.detail, _wall(uri.since_ns)) for uri in uris),
         reservoir=ReservoirStatus(
@@ -148,11 +149,11 @@ def _source(watch: SourceWatch, ledger: Ledger, meters: Meters) -> SourceStatus:
     )
 
 
-def _served(entry: Entry, holding: Holding, dispatcher: Dispatcher, meters: Meters) -> DomainStatus:
+def _served(entry: Entry, roster: Roster, dispatcher: Dispatcher, meters: Meters) -> DomainStatus:
     channel, uuid = entry.channel, entry.candidate.uuid
     counts = dispatcher.ledger.domain(uuid)
     return _status(
-        entry.candidate, holding, channel.state, channel.since_ns,
+        entry.candidate, roster.holding(entry.candidate), channel.state, channel.since_ns,
         bytes_sent=counts.sent,
         bytes_acked=counts.acked,
         bytes_lost=counts.lost,
@@ -165,8 +166,9 @@ def _served(entry: Entry, holding: Holding, dispatcher: Dispatcher, meters: Mete
     )  # fmt: skip
 
 
-def _refused(refusal: Refusal, holding: Holding) -> DomainStatus:
-    return _status(refusal.candidate, holding, "refused", refusal.since_ns, detail=refusal.why)
+def _refused(refusal: Refusal, roster: Roster) -> DomainStatus:
+    candidate = refusal.candidate
+    return _status(candidate, roster.holding(candidate), "refused", refusal.since_ns, detail=refusal.why)
 
 
 def _status(

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from tests.edge.rig import Guest, until
 
-from netrng_hostd.config import ChannelConfig
+from netrng_hostd.config import AdmissionConfig, ChannelConfig
 from netrng_hostd.core.ledger import Ledger
 from netrng_hostd.core.quota import Quota, QuotaRule
 from netrng_hostd.core.reservoir import Reservoir
 from netrng_hostd.core.scheduler import Scheduler
 from netrng_hostd.dispatch import Dispatcher
 from netrng_hostd.hypervisor.domain_xml import LiveChannel, LiveDomain, QuotaElement
-from netrng_hostd.roster import Roster, static_uuid
+from netrng_hostd.roster import NOT_YET, Roster, static_uuid
 from netrng_hostd.sources.reader import Delivery
 
 UUID = "8b1fdb5e-0000-4000-8000-000000000001"
@@ -41,11 +41,17 @@ def domain(
 
 @contextlib.asynccontextmanager
 async def rosters(
-    max_domains: int = 16, *rules: QuotaRule, trust_metadata: bool = True
+    max_domains: int = 16,
+    *rules: QuotaRule,
+    trust_metadata: bool = True,
+    policy: str = "best-effort",
+    capacity: int | None = 1_000_000,
 ) -> AsyncIterator[tuple[Roster, Dispatcher]]:
     ledger = Ledger()
     dispatcher = Dispatcher("source", Reservoir(65536, 1024), Scheduler(512), ledger)
-    roster = Roster(dispatcher, rules, max_domains, trust_metadata)
+    admission = AdmissionConfig(policy=policy, max_domains=max_domains)
+    roster = Roster(dispatcher, rules, admission, trust_metadata)
+    roster.promises.learn(capacity)
     try:
         yield roster, dispatcher
     finally:
@@ -93,7 +99,7 @@ def test_a_channel_that_is_attached_detached_or_moved_is_followed(tmp_path: Path
             assert roster.entries[0].channel is first
             elsewhere = domain(tmp_path / "elsewhere.sock")
             roster.changed(there, elsewhere, None)
-            assert roster.entries[0].path == str(tmp_path / "elsewhere.sock")
+            assert roster.entries[0].candidate.path == str(tmp_path / "elsewhere.sock")
             roster.changed(elsewhere, bare, None)
             assert not roster.entries
 
@@ -150,9 +156,9 @@ def test_more_domains_than_admitted_are_refused_once_in_the_log(
             roster.appeared(domain(tmp_path / "a", "a"), None)
             for _ in range(3):
                 roster.appeared(domain(tmp_path / "b", "b", uuid=UUID[:-1] + "2"), None)
-            assert [entry.name for entry in roster.entries] == ["a"]
+            assert [entry.candidate.name for entry in roster.entries] == ["a"]
             roster.vanished(domain(tmp_path / "a", "a"))
-            assert [entry.name for entry in roster.entries] == ["b"], "admitted when there is room"
+            assert [entry.candidate.name for entry in roster.entries] == ["b"], "there is room"
 
     run(scenario)
     assert sum("max_domains" in record.message for record in caplog.records) == 1
@@ -196,11 +202,12 @@ def test_static_sockets_and_new_rules(tmp_path: Path, guest: Guest) -> None:
         async with rosters() as (roster, _):
             roster.add_static(ChannelConfig("vm", str(tmp_path / "vm.sock")))
             (entry,) = roster.entries
-            assert (entry.kind, entry.uuid, entry.uri) == ("static", static_uuid("vm"), "")
-            assert entry.quota.weight == 100
+            found = entry.candidate
+            assert (found.kind, found.uuid, found.uri) == ("static", static_uuid("vm"), "")
+            assert quota_of(roster).weight == 100
             await until(lambda: entry.channel.state == "open")
-            roster.use_rules([QuotaRule("all", ("*",), weight=7)])
-            assert roster.entries[0].quota.weight == 7
+            roster.use([QuotaRule("all", ("*",), weight=7)], AdmissionConfig())
+            assert quota_of(roster).weight == 7
             assert entry.channel.state == "open"
             roster.remove_static("vm")
             assert not roster.entries
@@ -210,6 +217,11 @@ def test_static_sockets_and_new_rules(tmp_path: Path, guest: Guest) -> None:
 
 def with_quota(domain: LiveDomain, **attributes: str) -> LiveDomain:
     return dataclasses.replace(domain, quota=QuotaElement(tuple(attributes.items())))
+
+
+def quota_of(roster: Roster) -> Quota:
+    """That of the first domain that is served."""
+    return roster.holding(roster.entries[0].candidate).quota
 
 
 def in_force(dispatcher: Dispatcher, uuid: str = UUID) -> Quota:
@@ -225,17 +237,20 @@ def test_metadata_counts_and_its_change_drops_no_session(tmp_path: Path, guest: 
             before = with_quota(plain, reservation="100")
             roster.appeared(before, None)
             (entry,) = roster.entries
-            assert entry.quota == in_force(dispatcher) == Quota("metadata", 100, 7, None, 1000)
+            assert quota_of(roster) == Quota("metadata", 100, 7, None, 1000)
+            await until(lambda: in_force(dispatcher) == quota_of(roster))
             await until(lambda: any(entry.channel.wanted))
             dispatcher.deliver(Delivery(4096, bytearray(range(256)) * 16, 0, 0, None))
             await until(lambda: len(guest.taken) >= 512)
             after = with_quota(plain, reservation="200", weight="900")
             roster.changed(before, after, None)
-            assert entry.quota == in_force(dispatcher) == Quota("metadata", 200, 500, None, 1000)
-            roster.use_rules([QuotaRule("others", ("*",), max_weight=300)])
-            assert entry.quota == in_force(dispatcher) == Quota("metadata", 200, 300, None, 4096)
+            assert quota_of(roster) == Quota("metadata", 200, 500, None, 1000)
+            assert in_force(dispatcher) == Quota("metadata", 100, 500, None, 1000)
+            await until(lambda: in_force(dispatcher) == quota_of(roster))
+            roster.use([QuotaRule("others", ("*",), max_weight=300)], AdmissionConfig())
+            assert quota_of(roster) == in_force(dispatcher) == Quota("metadata", 200, 300, None, 4096)
             roster.changed(after, plain, None)
-            assert entry.quota == in_force(dispatcher) == Quota("others")
+            assert quota_of(roster) == in_force(dispatcher) == Quota("others")
             assert roster.entries == [entry]
             await until(lambda: len(guest.taken) >= 4096 - 512)
             assert entry.channel.state == "open"
@@ -254,20 +269,22 @@ def test_malformed_metadata_is_said_once_a_change_and_the_files_quota_is_used(
             typo = with_quota(domain(tmp_path / "vm.sock"), wieght="3")
             roster.appeared(typo, None)
             (entry,) = roster.entries
-            assert entry.quota == in_force(dispatcher) == Quota("all", 0, 7)
-            assert entry.metadata.detail == (
+            assert quota_of(roster) == in_force(dispatcher) == Quota("all", 0, 7)
+            assert entry.candidate.metadata.detail == (
                 "quota in its metadata ignored: unknown attribute 'wieght'; "
                 "allowed: reservation, weight, limit, burst; the file's is used"
             )
             roster.changed(typo, typo, None)
-            roster.use_rules([QuotaRule("all", ("*",), weight=8)])
-            assert [record.getMessage() for record in caplog.records] == [f"vm: {entry.metadata.detail}"]
+            roster.use([QuotaRule("all", ("*",), weight=8)], AdmissionConfig())
+            assert [record.getMessage() for record in caplog.records] == [
+                f"vm: {entry.candidate.metadata.detail}"
+            ]
             again = with_quota(typo, weight="0")
             roster.changed(typo, again, None)
-            assert "weight '0'" in entry.metadata.detail
+            assert "weight '0'" in entry.candidate.metadata.detail
             roster.changed(again, with_quota(typo, weight="9"), None)
-            assert entry.quota == Quota("metadata", 0, 9)
-            assert entry.metadata.detail == ""
+            assert quota_of(roster) == Quota("metadata", 0, 9)
+            assert entry.candidate.metadata.detail == ""
             assert len(caplog.records) == 2
 
     with caplog.at_level(logging.WARNING, "netrng.roster"):
@@ -283,7 +300,7 @@ def test_metadata_that_is_not_trusted_is_not_looked_at(
             roster.appeared(before, None)
             roster.changed(before, after, None)
             (entry,) = roster.entries
-            assert (entry.quota, entry.metadata.detail) == (Quota(), "")
+            assert (quota_of(roster), entry.candidate.metadata.detail) == (Quota(), "")
 
     with caplog.at_level(logging.WARNING, "netrng.roster"):
         run(scenario)
@@ -295,7 +312,7 @@ def test_of_two_entries_of_a_uuid_the_newest_ones_metadata_decides(tmp_path: Pat
         async with rosters() as (roster, dispatcher):
 
             def weights() -> set[int]:
-                return {entry.quota.weight for entry in roster.entries} | {in_force(dispatcher).weight}
+                return {quota_of(roster).weight, in_force(dispatcher).weight}
 
             here = with_quota(domain(tmp_path / "here"), weight="2")
             there = with_quota(domain(tmp_path / "there", uri="test:///two"), weight="3")
@@ -306,7 +323,7 @@ def test_of_two_entries_of_a_uuid_the_newest_ones_metadata_decides(tmp_path: Pat
             changed = with_quota(here, weight="4")
             roster.changed(here, changed, None)
             assert weights() == {3}
-            roster.use_rules([])
+            roster.use([], AdmissionConfig())
             assert weights() == {3}
             roster.vanished(there)  # the migration failed
             assert weights() == {4}
@@ -317,19 +334,118 @@ def test_of_two_entries_of_a_uuid_the_newest_ones_metadata_decides(tmp_path: Pat
     run(scenario)
 
 
-def test_a_domain_that_is_admitted_later_has_its_metadata_still(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_domain_that_is_admitted_later_has_its_metadata_still(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with rosters(1) as (roster, _):
             first, later = domain(tmp_path / "a", "a"), domain(tmp_path / "b", "b", uuid=UUID[:-1] + "2")
             roster.appeared(first, None)
             typo = with_quota(later, wieght="9")
             roster.appeared(typo, None)
-            assert "metadata" not in caplog.text, "it is not served, so nothing is ignored"
             roster.changed(typo, with_quota(later, weight="9"), None)
             roster.vanished(first)
-            assert [entry.quota.weight for entry in roster.entries] == [9]
+            assert quota_of(roster).weight == 9
+
+    run(scenario)
+
+
+OTHER = UUID[:-1] + "2"
+RESERVED = QuotaRule("reserved", ("*",), reservation=6_000)
+
+
+def states(roster: Roster) -> dict[str, tuple[str, int]]:
+    """Of all that are known, served or not: the verdict, and the reservation in force."""
+    known = [entry.candidate for entry in roster.entries]
+    known += [refusal.candidate for refusal in roster.refusals]
+    held = {candidate.name: roster.holding(candidate) for candidate in known}
+    return {name: (each.verdict.state, each.in_force.reservation) for name, each in held.items()}
+
+
+def test_a_reservation_that_does_not_fit_is_refused_said_once_and_promised_when_there_is_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with rosters(16, RESERVED, capacity=10_000) as (roster, dispatcher):
+            first, second = domain(tmp_path / "a", "a"), domain(tmp_path / "b", "b", uuid=OTHER)
+            roster.appeared(second, None)
+            roster.appeared(first, None)
+            await until(lambda: states(roster) == {"a": ("promised", 6_000), "b": ("refused", 0)})
+            assert (in_force(dispatcher).reservation, in_force(dispatcher, OTHER).reservation) == (6_000, 0)
+            assert len(roster.entries) == 2
+            roster.promises.learn(9_900)
+            roster.use([dataclasses.replace(RESERVED, weight=7)], AdmissionConfig())
+            await until(lambda: in_force(dispatcher, OTHER).weight == 7)
+            roster.vanished(first)
+            await until(lambda: in_force(dispatcher, OTHER).reservation == 6_000)
+
+    with caplog.at_level(logging.INFO, "netrng.admission"):
+        run(scenario)
+    assert [record.getMessage() for record in caplog.records if record.name == "netrng.admission"] == [
+        "b: its reservation of 6kB/s is refused: of 9kB/s, 6kB/s are promised already",
+        "b: its reservation of 6kB/s is promised now",
+    ]
+
+
+def test_policy_refuse_serves_nobody_whose_reservation_does_not_fit(
+    tmp_path: Path, guest: Guest, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with rosters(16, RESERVED, policy="refuse", capacity=None) as (roster, dispatcher):
+            first, second = domain(tmp_path / "a", "a"), domain(tmp_path / "vm.sock", "b", uuid=OTHER)
+            roster.appeared(second, None)
+            roster.appeared(first, None)
+            assert not roster.entries
+            assert [refusal.why for refusal in roster.refusals] == [NOT_YET, NOT_YET]
+            roster.promises.learn(10_000)
+            await until(lambda: states(roster) == {"a": ("promised", 6_000), "b": ("refused", 0)})
+            assert [entry.candidate.name for entry in roster.entries] == ["a"]
+            roster.promises.learn(20_000)
+            await until(lambda: len(roster.entries) == 2 and roster.entries[1].channel.state == "open")
+            assert in_force(dispatcher, OTHER).reservation == 6_000
+            roster.changed(second, with_quota(second, reservation="30kB/s"), None)
+            await until(lambda: states(roster)["b"] == ("refused", 6_000))  # it keeps what it had
+            assert len(roster.entries) == 2
+            assert guest.connections == 1
+
+    run(scenario)
+    lines = [record.getMessage() for record in caplog.records if record.name == "netrng.roster"]
+    why = 'its reservation does not fit the source, and admission.policy is "refuse"'
+    assert lines == [f"b: not served: {why}"]
+
+
+def test_reservations_shrink_in_proportion_when_the_source_gives_less(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        rule = QuotaRule("r", ("*",), reservation=4_000)
+        async with rosters(16, rule, capacity=10_000) as (roster, dispatcher):
+            roster.appeared(domain(tmp_path / "a", "a"), None)
+            roster.appeared(domain(tmp_path / "b", "b", uuid=OTHER), None)
+            await until(lambda: in_force(dispatcher, OTHER).reservation == 4_000)
+            roster.promises.learn(4_000)
+            await until(lambda: states(roster) == {"a": ("shrunk", 1_800), "b": ("shrunk", 1_800)})
+            assert in_force(dispatcher).reservation == in_force(dispatcher, OTHER).reservation == 1_800
+            roster.promises.learn(3_900)
+            await until(lambda: in_force(dispatcher).reservation == 1_755)
+            roster.promises.learn(10_000)
+            await until(lambda: states(roster) == {"a": ("promised", 4_000), "b": ("promised", 4_000)})
+
+    with caplog.at_level(logging.INFO, "netrng.admission"):
+        run(scenario)
+    assert [record.getMessage() for record in caplog.records if record.name == "netrng.admission"] == [
+        "the source gives 4kB/s, less than the 8kB/s that are promised: every reservation holds to 45 %",
+        "the source gives 10kB/s: every reservation holds again",
+    ]
+
+
+def test_a_raised_max_domains_serves_those_that_waited(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with rosters(1) as (roster, _):
+            roster.appeared(domain(tmp_path / "a", "a"), None)
+            roster.appeared(domain(tmp_path / "b", "b", uuid=OTHER), None)
+            assert [refusal.candidate.name for refusal in roster.refusals] == ["b"]
+            roster.use([], AdmissionConfig(max_domains=2))
+            await until(lambda: len(roster.entries) == 2)
+            assert not roster.refusals
 
     run(scenario)
 

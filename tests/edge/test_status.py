@@ -25,9 +25,11 @@ from netrng_hostd.operate import show, status
 from netrng_hostd.operate.control import ControlServer
 from netrng_hostd.operate.render import render
 from netrng_hostd.operate.status import (
+    ADMISSION_STATES,
     DOMAIN_STATES,
     SOURCE_STATES,
     URI_STATES,
+    AdmissionStatus,
     DaemonStatus,
     DomainStatus,
     ReservoirStatus,
@@ -59,6 +61,7 @@ STATUS = DaemonStatus(
     uris=(UriStatus("qemu:///system", "connected", since=NOW),),
     reservoir=ReservoirStatus(65536, 49152, 16384, 16384),
     pid=4242, started=NOW - 7990, time=NOW, rss_bytes=31 << 20, cpu_percent=0.4, sample_size=512,
+    admission=AdmissionStatus(6200, 0.1, "best-effort", 5580, 2048, False),
 )  # fmt: skip
 
 
@@ -130,8 +133,9 @@ def test_what_is_no_status(text: str) -> None:
 def test_the_documented_states() -> None:
     assert set(SOURCE_STATES) == {"starting", "healthy", "absent", "denied", "stalled", "failed", "error"}
     assert set(DOMAIN_STATES) == {
-        "connecting", "unreachable", "waiting", "open", "violated", "incompatible",
+        "connecting", "unreachable", "waiting", "open", "violated", "incompatible", "refused",
     }  # fmt: skip
+    assert set(ADMISSION_STATES) == {"none", "pending", "promised", "shrunk", "refused"}
     assert set(URI_STATES) == {"connecting", "connected", "down"}
 
 
@@ -143,10 +147,11 @@ def test_at_a_glance() -> None:
         "netrng-hostd 1.2.3  ·  up 2 h 13 min  ·  32.5 MB, 0.4 % CPU  ·  pid 4242",
         "",
         "SOURCE  KIND    STATE    RATE       READ     DISCARDED  CAPACITY",
-        "hwrng   device  healthy  6.10 kB/s  1.20 MB  0 B        6.20 kB/s",
+        "hwrng   device  healthy  6.10 kB/s  1.20 MB  0 B        6.20 kB/s 1 s ago",
         "  /dev/hwrng is tpm-rng-0",
         "libvirt    qemu:///system connected",
         "reservoir  ━━━━━━━━━━━━╌╌╌╌ 49.2 kB of 65.5 kB, for seeds 16.4 kB of 16.4 kB",
+        "promised   2.05 kB/s of 5.58 kB/s, with 10% of the capacity as headroom",
         "",
         "DOMAIN       NOW        RESERVED          SENT           SINK",
         "web-1        3.00 kB/s  1KiB/s            1.23 MB        rngd",
@@ -156,6 +161,19 @@ def test_at_a_glance() -> None:
         "open 12 min  ━╌╌╌╌ 25%  weight 300        1.23 MB acked  ok",
         "                        limit 1MiB/s      512 B lost     0.1.0",
     ]
+
+
+def test_what_admission_has_done_is_seen() -> None:
+    short = dataclasses.replace(STATUS.admission, capacity=1000, promisable=900, promised=2000, shrunk=True)
+    shown = drawn(dataclasses.replace(STATUS, admission=short), 120)
+    assert "THE SOURCE GIVES LESS: every reservation holds to 45%" in shown
+    refused = dataclasses.replace(WEB, reservation_effective=0, admission="refused")
+    shown = drawn(dataclasses.replace(STATUS, domains=(refused,)), 120)
+    assert "web-1: its reservation of 1.02 kB/s does not fit: 3.53 kB/s can still be promised" in shown
+    plain = dataclasses.replace(WEB, reservation=0, reservation_effective=0)
+    assert "promised" not in drawn(dataclasses.replace(STATUS, domains=(plain,)))
+    unknown = dataclasses.replace(STATUS, admission=AdmissionStatus())
+    assert "promised" not in drawn(unknown), "nothing is known yet"
 
 
 def test_a_wide_terminal_has_one_line_for_each() -> None:

@@ -34,7 +34,7 @@ from netrng_hostd.config import (
 )
 from netrng_hostd.core.quota import DEFAULT_QUOTA, QuotaRule, format_size
 from netrng_hostd.main import main as hostd_main
-from netrng_hostd.operate.status import DOMAIN_STATES, SOURCE_STATES, URI_STATES, from_json
+from netrng_hostd.operate.status import ADMISSION_STATES, DOMAIN_STATES, SOURCE_STATES, URI_STATES, from_json
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -162,6 +162,10 @@ def test_the_states_are_those_of_status(title: str, states: dict[str, str]) -> N
     assert {row[0].strip("`"): row[1] for row in rows} == states
     assert [row[0].strip("`") for row in rows] == list(states)
     assert all(row[2] for row in rows), "each says what to do"
+
+
+def test_the_verdicts_of_admission_are_those_of_status() -> None:
+    assert {row[0].strip("`"): row[1] for row in table(OPERATING, "Admission")} == ADMISSION_STATES
 
 
 def test_the_sink_states_are_the_agents() -> None:

@@ -126,17 +126,17 @@ def _reservoir(status: DaemonStatus) -> Text:
     return line
 
 
-def _promises(status: DaemonStatus) -> Iterator[Text]:
+def _promises(status: DaemonStatus) -> Iterator[RenderableType]:
     """Only where something was asked for."""
     admission = status.admission
     if any(domain.reservation for domain in status.domains) and admission.capacity is not None:
         line = Text("promised   ", FAINT)
         line.append(f"{rate(admission.promised)} of {rate(admission.promisable)}")
         line.append(f", with {admission.headroom:.0%} of the capacity as headroom", FAINT)
-        if admission.shrunk:
-            part = admission.promisable / admission.promised if admission.promised else 0.0
-            line.append(f"; THE SOURCE GIVES LESS: every reservation holds to {part:.0%}", DOUBTFUL)
         yield line
+        if admission.shrunk:
+            part = admission.promisable / admission.promised
+            yield _below(f"THE SOURCE GIVES LESS: every reservation holds to {part:.0%}", DOUBTFUL)
 
 
 def _troubles(status: DaemonStatus, shown: Sequence[DomainStatus]) -> Iterator[RenderableType]:

@@ -32,7 +32,7 @@ DOMAIN_STATES = {
     "open": "served",
     "violated": "the guest broke the protocol; it is offered a new session after a while",
     "incompatible": "the agent speaks no version of the protocol that this daemon speaks",
-    "refused": "not served: its reservation does not fit (admission.policy) or there are too many (max_domains)",
+    "refused": "not served: its reservation does not fit, or there are too many domains",
 }
 ADMISSION_STATES = {
     "none": "it has no reservation",
@@ -71,8 +71,8 @@ class SourceStatus:
 class DomainStatus:
     """One domain's channel. ``kind``: virtio, xen or static; ``agent``: what the guest says of itself;
     ``quota``: the name of its `[[quota]]`, or "metadata"; ``quota_detail``: why its metadata does not count,
-    "" if all is well; ``admission``: one of ADMISSION_STATES; ``last_heard``: of the agent, in the session that
-    is open."""
+    "" if all is well; ``admission``: one of ADMISSION_STATES; ``last_heard``: of the agent, in the session
+    that is open."""
 
     name: str
     uuid: str
