@@ -208,6 +208,97 @@ def test_metadata_counts_where_it_is_trusted_and_through_a_reload(tmp_path: Path
         in_force(*(("metadata", 300, 800, 6000) if trusted else ("all", 8, None, 6000)))
 
 
+def reserved(*names: str, rate: int, admission: str = "") -> str:
+    quotas = "".join(
+        f'[[quota]]\nname = "{name}"\nmatch = ["{name}"]\nreservation = {rate}\n' for name in names
+    )
+    return f"[admission]\n{admission}{quotas}"
+
+
+def test_reservations_beyond_the_source_are_refused_until_there_is_room(tmp_path: Path) -> None:
+    """The source gives 20,000 B/s; each of three wants 7,000 of the 18,000 that may be promised."""
+    names = ("c", "b", "a")  # their order is that of the rules, not of the alphabet
+    quotas = reserved(*names, rate=7_000)
+    with (
+        fed_fifo(tmp_path / "fifo", random.Random(3).randbytes(4_000_000), rate=20_000),
+        guests(tmp_path, *names) as served,
+        Hostd(tmp_path, config_of(tmp_path, *names, extra=quotas)) as hostd,
+    ):
+        hostd.start()
+
+        def verdicts() -> dict[str, tuple[str, int]]:
+            found = hostd.status()["domains"]
+            return {d["name"]: (d["admission"], d["reservation_effective"]) for d in found}
+
+        fits, none = ("promised", 7_000), ("refused", 0)
+        wait_for(lambda: verdicts() == {"a": none, "b": fits, "c": fits}, "two are promised")
+        wait_for(lambda: all(len(guest.taken) > 1_000 for guest in served), "each is served, by weight too")
+        status = hostd.status()
+        assert abs(status["sources"][0]["capacity"] - 20_000) < 4_000
+        assert status["sources"][0]["capacity_age_s"] < 60
+        assert status["admission"]["promised"] == 14_000
+        headroom = reserved(*names, rate=7_000, admission="headroom = 0\npolicy = 'refuse'\n")
+        hostd.write(config_of(tmp_path, *names, extra=headroom.replace("7000", "6000")))
+        hostd.send_signal(signal.SIGHUP)
+        fits = ("promised", 6_000)
+        wait_for(lambda: verdicts() == dict.fromkeys(names, fits), "all three are promised")
+        assert [len(guest.sessions) for guest in served] == [1, 1, 1]
+        assert hostd.log.count("its reservation of 7kB/s is refused") == 1
+        assert hostd.log.count("is promised now") == 1
+
+
+def test_with_policy_refuse_who_does_not_fit_is_not_served_and_shown(tmp_path: Path) -> None:
+    quotas = reserved("a", "b", rate=12_000, admission='policy = "refuse"\n')
+    with (
+        fed_fifo(tmp_path / "fifo", random.Random(4).randbytes(4_000_000), rate=20_000),
+        guests(tmp_path, "a", "b", "c") as served,
+        Hostd(tmp_path, config_of(tmp_path, "a", "b", "c", extra=quotas)) as hostd,
+    ):
+        hostd.start()
+        wait_for(lambda: hostd.domain("a")["state"] == "open", "a is served")
+        wait_for(lambda: hostd.domain("c")["state"] == "open", "c, which reserves nothing, is served")
+        refused = hostd.domain("b")
+        assert (refused["state"], refused["admission"]) == ("refused", "refused")
+        assert "does not fit the source" in refused["detail"]
+        assert served[1].connections == 0
+        shown = run_command("status", "--config", str(hostd.config)).stdout
+        assert shown.count("does not fit the source") == 1
+
+
+def test_the_capacity_of_a_source_that_nobody_asks_is_measured(tmp_path: Path) -> None:
+    with (
+        guests(tmp_path, "a", ask=64) as (guest,),
+        Hostd(tmp_path, config_of(tmp_path, "a", path="/dev/urandom")) as hostd,
+    ):
+        hostd.start()
+        wait_for(lambda: hostd.status()["sources"][0]["capacity"], "a capacity")
+        wait_for_more(guest, 1_000, "served")
+        status = hostd.status()
+        assert status["ledger_ok"]
+        assert status["sources"][0]["bytes_discarded"] > status["reservoir"]["size"], "it was read on"
+        assert status["reservoir"]["stored"] > status["reservoir"]["size"] - 1024, "it is full all the while"
+
+
+def test_samples_shrink_while_many_ask_a_slow_source_and_grow_again(tmp_path: Path) -> None:
+    names = [f"vm-{number}" for number in range(20)]
+    with (
+        fed_fifo(tmp_path / "fifo", random.Random(5).randbytes(4_000_000), rate=4_000),
+        guests(tmp_path, *names, ask=512) as served,
+        Hostd(tmp_path, config_of(tmp_path, *names)) as hostd,
+    ):
+        hostd.start()
+        wait_for(lambda: hostd.status()["sources"][0]["capacity"], "a capacity")
+        wait_for(lambda: hostd.status()["sample_size_effective"] == 128, "a fifth of a kilobyte for each")
+        marks = [len(guest.offsets) for guest in served]
+        turns = list(zip(served, marks))
+        wait_for(lambda: all(len(guest.offsets) > mark + 1 for guest, mark in turns), "two turns for each")
+        late = [n for guest, mark in turns for _, _, n in guest.offsets[mark + 1 :]]
+        assert max(late) <= 128
+        for guest in served[1:]:
+            guest.ask = 0  # content with what it was granted last
+        wait_for(lambda: hostd.status()["sample_size_effective"] == 512, "one asks", 60)
+
+
 def test_a_bad_reload_keeps_the_running_configuration_and_says_so(tmp_path: Path) -> None:
     with Hostd(tmp_path, config_of(tmp_path, "a", path="/dev/urandom")) as hostd, guests(tmp_path, "a"):
         hostd.start()

@@ -141,6 +141,24 @@ def test_a_probe_replaces_the_oldest_bytes_and_the_books_say_so() -> None:
     asyncio.run(scenario(), debug=True)
 
 
+def test_samples_and_what_is_kept_follow_the_source_and_those_who_ask() -> None:
+    async def scenario() -> None:
+        dispatcher = make(*(Taker(10_000) for _ in range(100)), quota=Quota(reservation=10))
+        scheduler = dispatcher.scheduler
+        dispatcher.adapt(None, 512)
+        assert (scheduler.sample_size, scheduler.gap_ns) == (32, 0)
+        dispatcher.adapt(10_240, 512)
+        assert (scheduler.sample_size, scheduler.gap_ns) == (64, 100_000_000)
+        dispatcher.adapt(1 << 20, 512)
+        assert (scheduler.sample_size, scheduler.gap_ns) == (512, 976_562)
+        dispatcher.adapt(1, 512)  # what is kept leaves room for a start-up
+        kept = scheduler.reserved * scheduler.gap_ns // 10**9
+        assert kept == dispatcher.reservoir.general_size - 1024 - 32
+        dispatcher.stop()
+
+    asyncio.run(scenario(), debug=True)
+
+
 def test_an_alarm_destroys_what_is_unsent_everywhere() -> None:
     async def scenario() -> None:
         taker = Taker()

@@ -37,45 +37,42 @@ def test_short_reads_and_reads_limited_by_room_do_not_grow_the_size() -> None:
 
 
 def read_on(meter: CapacityMeter, start_ns: int, rate: int, seconds: int) -> list[bool]:
-    """Reading on end, ten reads a second and one more before."""
-    steps = range(10 * seconds + 1)
+    """Reading on end, ten reads a second: first for as long as is not counted, then for so many seconds."""
+    steps = range(-3, 10 * seconds + 1)
     return [meter.add(rate // 10, start_ns + step * 100 * MS) for step in steps]
 
 
 def test_capacity_is_the_rate_over_a_second_of_reading_on_end() -> None:
     meter = CapacityMeter()
-    assert read_on(meter, 0, 10_000, 1) == [False] * 10 + [True]
-    assert (meter.rate, meter.measured_ns) == (10_000, S)
+    assert read_on(meter, S, 10_000, 1) == [False] * 13 + [True]
+    assert (meter.rate, meter.measured_ns) == (10_000, 2 * S)
 
 
-def test_what_a_device_saved_up_while_nobody_read_is_no_capacity() -> None:
+def test_what_was_saved_up_while_nobody_read_is_no_capacity() -> None:
     meter = CapacityMeter()
-    meter.add(1 << 20, 1)
-    for step in range(1, 11):
-        meter.add(100, 1 + step * 100 * MS)
+    for step in range(50):
+        meter.add(4096, S + step * 1000)
+    read_on(meter, S + 400 * MS, 1_000, 1)
     assert meter.rate == 1_000
 
 
 def test_capacity_learns_nothing_from_time_spent_waiting_for_space() -> None:
     meter = CapacityMeter()
-    for tick in range(9):
-        meter.add(1000, tick * 100 * MS)
-        meter.add(1000, (tick + 1) * 100 * MS)
+    for second in range(20):
+        for tenth in range(10):
+            meter.add(1000, second * S + tenth * 100 * MS)
         meter.waited()
-    assert meter.rate is None
-    meter.add(5, 100 * S)
-    meter.add(5, 100 * S + 1)
     assert meter.rate is None
 
 
 def test_capacity_is_a_mean_over_the_last_ten_seconds() -> None:
     meter = CapacityMeter()
-    read_on(meter, 0, 10_000, 2)
+    read_on(meter, S, 10_000, 2)
     meter.waited()
     read_on(meter, 5 * S, 40_000, 1)
     assert (meter.rate, meter.measured_ns) == (20_000, 6 * S)
     meter.waited()
-    read_on(meter, 12 * S, 1_000, 1)  # of those before, the one that ended at 6 s counts still
+    read_on(meter, 14 * S, 1_000, 1)  # of those before, the one that ended at 6 s counts still
     assert meter.rate == (40_000 + 1_000) // 2
     meter.waited()
     read_on(meter, 100 * S, 500, 1)
@@ -84,10 +81,10 @@ def test_capacity_is_a_mean_over_the_last_ten_seconds() -> None:
 
 def test_what_was_measured_before_a_failure_is_mixed_with_nothing() -> None:
     meter = CapacityMeter()
-    read_on(meter, 0, 10_000, 2)
+    read_on(meter, S, 10_000, 2)
     meter.failed()
     assert meter.rate == 10_000
-    read_on(meter, 3 * S, 500, 1)
+    read_on(meter, 5 * S, 500, 1)
     assert meter.rate == 500
 
 

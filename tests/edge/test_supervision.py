@@ -17,7 +17,7 @@ from netrng_hostd.config import SourceConfig
 from netrng_hostd.core.health import HealthTests
 from netrng_hostd.sources import SourceFailure
 from netrng_hostd.sources.reader import LOOK_NS, SourceReader, SourceState
-from netrng_hostd.supervision import STALL_NS, SourceWatch
+from netrng_hostd.supervision import PROBE_NS, STALL_NS, SourceWatch
 
 
 class Device:
@@ -185,3 +185,26 @@ def test_a_kernel_that_does_not_answer_is_a_stalled_source_and_holds_nobody_up(
         "source hwrng: the kernel's hardware RNG is tpm-rng-0",
         "source hwrng: starting",
     ]
+
+
+def test_an_old_capacity_is_measured_anew_of_a_healthy_source_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        it = Watched()
+        probes: list[int] = []
+        monkeypatch.setattr(SourceReader, "probe", lambda _reader: probes.append(it.clock.now_ns))
+        with it:
+            capacity = it.reader.capacity
+            it.watch.tick(1)
+            assert not probes
+            it.watch.state_changed(SourceState("healthy"))
+            it.watch.tick(1)
+            capacity.rate, capacity.measured_ns = 1_000, 5
+            it.watch.tick(5 + PROBE_NS)
+            assert it.watch.capacity == 1_000
+            assert len(probes) == 1
+            it.watch.tick(5 + PROBE_NS + 1)
+            it.watch.state_changed(SourceState("failed"))
+            it.watch.tick(5 + 2 * PROBE_NS)
+            assert len(probes) == 2
+
+    asyncio.run(scenario(), debug=True)

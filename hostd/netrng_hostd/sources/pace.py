@@ -8,6 +8,7 @@ from collections import deque
 MIN_READ = 32  # bytes
 SLOW_READ_NS = 40_000_000
 FAST_READ_NS = 16_000_000  # between two reads a device like virtio-rng does nothing: fewer, larger ones
+SAVED_UP_NS = 250_000_000
 MEASURE_NS = 1_000_000_000
 AVERAGE_NS = 10_000_000_000
 FIRST_RETRY_NS = 500_000_000
@@ -37,19 +38,21 @@ class CapacityMeter:
 
     ``rate`` is in bytes per second, None until a second of reading on end has been seen: the mean over the
     seconds of that kind that ended in the last ten. ``measured_ns`` is the monotonic time of the last one's
-    end. The first read after a wait does not count: it may find what the device has saved up.
+    end. After a wait the first quarter of a second does not count: it may find what a device, or a pipe, has
+    saved up meanwhile.
     """
 
     def __init__(self) -> None:
         self.rate: int | None = None
         self.measured_ns: int | None = None
+        self._resumed_ns: int | None = None
         self._since_ns: int | None = None
         self._bytes = 0
         self._seconds: deque[tuple[int, int, int]] = deque()  # (end, bytes, duration)
 
     def waited(self) -> None:
         """The reader waits, or the source failed: what was counted says nothing about the source."""
-        self._since_ns = None
+        self._resumed_ns = self._since_ns = None
         self._bytes = 0
 
     def failed(self) -> None:
@@ -60,7 +63,10 @@ class CapacityMeter:
     def add(self, count: int, ended_ns: int) -> bool:
         """``count`` bytes came from a read that has ended; whether a measurement ended with it."""
         if self._since_ns is None:
-            self._since_ns = ended_ns
+            if self._resumed_ns is None:
+                self._resumed_ns = ended_ns
+            elif ended_ns - self._resumed_ns >= SAVED_UP_NS:
+                self._since_ns = ended_ns
             return False
         self._bytes += count
         elapsed_ns = ended_ns - self._since_ns
