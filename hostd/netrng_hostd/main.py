@@ -180,7 +180,7 @@ def _run_daemon(config: Config, config_path: str | None) -> int:
     from netrng_hostd.daemon import Daemon
     from netrng_hostd.hypervisor.event_thread import shutdown
     from netrng_hostd.operate.lock import Lock, LockHeld
-    from netrng_hostd.operate.process import forbid_dumps, lock_memory
+    from netrng_hostd.operate.process import allow_files, forbid_dumps, lock_memory
 
     # Until the daemon listens for it, a reload that comes early must not end it.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -192,6 +192,7 @@ def _run_daemon(config: Config, config_path: str | None) -> int:
         return 1 if daemon.failed else 0
 
     forbid_dumps()
+    allow_files()
     try:
         with Lock(config.control):
             unlocked = lock_memory()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from tests.edge.lab import UUID_A, channel_xml, domain_xml
 from tests.edge.rig import ENVIRONMENT, Guest, Hostd, ServiceManager, fed_fifo, run_command, wait_for
@@ -459,6 +461,18 @@ def test_a_process_that_forbids_dumps_is_not_dumpable_as_root_either() -> None:
     )
     done = subprocess.run([sys.executable, "-c", text], env=ENVIRONMENT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("1 0\n", "")
+
+
+def test_it_may_open_as_many_files_as_the_hard_limit_allows(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1_024, limits[1]), limits[1]))
+    try:
+        with Hostd(tmp_path, NO_LIBVIRT + source("/dev/urandom")).start() as hostd:
+            assert hostd.process is not None
+            allowed = psutil.Process(hostd.process.pid).rlimit(psutil.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert allowed == (limits[1], limits[1])
 
 
 def test_the_service_manager_is_told(tmp_path: Path) -> None:

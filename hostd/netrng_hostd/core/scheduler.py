@@ -11,10 +11,11 @@ et al., OSDI 2010). `pick` decides in this order:
    What a domain gets by weight does not count, so a surplus never starves the guarantee afterwards.
    A domain that begins to ask is owed nothing; what the source could not pay is remembered up to
    one second's worth and one sample. Grains are a quarter of a sample, because a grain may come
-   anywhere between due and deadline: two grains and the time of one sample are then within one sample
-   (up to a reservation of half the source). A slow source's bytes come a test window at a time, so what
-   all reservations come to in `gap_ns` is left in the reservoir by seeds, by weights, and by grains whose
-   deadline is further away than that: it pays what must be paid before the next delivery.
+   anywhere between due and deadline: two grains and the time of one sample are then within one sample.
+   A slow source's bytes come a test window at a time, so what all reservations come to in `gap_ns` is left
+   in the reservoir by seeds, by weights, and by grains whose deadline is further away than that: it pays
+   what must be paid before the next delivery. (With gap_ns = 0 the bound below holds up to a reservation
+   of half a source whose bytes come one grain at a time.)
    Bound: while it keeps asking and the source can pay, bytes ≥ reservation · w − one sample, or two grains
    where that is more (samples of less than 64 bytes).
 2. **Seeds**, first come first served: the first 64 bytes of a session, out of the domain's own seed

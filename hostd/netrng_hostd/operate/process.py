@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps what the daemon's memory holds in its memory: not dumped, not traced, not swapped."""
+"""What the daemon asks of the kernel: memory that is not dumped, traced or swapped, and many open files."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ def forbid_dumps() -> None:
     """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def allow_files() -> None:
+    """As many open files as the hard limit allows: each channel is one, and the usual soft limit is 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def lock_memory() -> str | None:
