@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from netrng_hostd.config import AdmissionConfig
 from netrng_hostd.core.admission import NONE, PENDING, REFUSED, Admission, Claim, Verdict
-from netrng_hostd.core.quota import Quota, QuotaRule, format_rate, resolve
+from netrng_hostd.core.quota import Quota, QuotaRule, resolve
+from netrng_hostd.core.spelling import format_rate
 
 log = logging.getLogger("netrng.admission")
 

@@ -19,7 +19,8 @@ from netrng_hostd.channels.session import HostSession
 from netrng_hostd.config import AdmissionConfig, ChannelConfig
 from netrng_hostd.core.admission import PENDING, REFUSED
 from netrng_hostd.core.mistake import where_raised
-from netrng_hostd.core.quota import QuotaError, QuotaRule
+from netrng_hostd.core.quota import QuotaRule
+from netrng_hostd.core.spelling import QuotaError
 from netrng_hostd.dispatch import Dispatcher
 from netrng_hostd.hypervisor.domain_xml import LiveDomain
 from netrng_hostd.hypervisor.errors import HypervisorError

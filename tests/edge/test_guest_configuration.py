@@ -12,7 +12,7 @@ import pytest
 
 from netrng_guest import config
 from netrng_guest.config import ConfigError, Settings, load, parse_rate
-from netrng_hostd.core import quota
+from netrng_hostd.core import spelling
 
 SHIPPED = Path(__file__).parents[2] / "conf" / "guest.conf"
 DEFAULTS = Settings(sink="rngd", channel=None, rate=100, window=4096)
@@ -104,7 +104,7 @@ def test_a_rate_is_written_as_on_the_host(text: str) -> None:
         except ValueError:
             return None
 
-    assert read(parse_rate) == read(quota.parse_rate)
+    assert read(parse_rate) == read(spelling.parse_rate)
 
 
 @pytest.mark.parametrize(

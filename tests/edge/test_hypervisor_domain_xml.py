@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from netrng_hostd.core.quota import QuotaError, QuotaRule
+from netrng_hostd.core.quota import QuotaRule
+from netrng_hostd.core.spelling import QuotaError
 from netrng_hostd.hypervisor.domain_xml import (
     MAX_XML_CHARS,
     DomainXmlError,

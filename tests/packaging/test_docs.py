@@ -32,7 +32,8 @@ from netrng_hostd.config import (
     SourceConfig,
     load,
 )
-from netrng_hostd.core.quota import DEFAULT_QUOTA, QuotaRule, format_size
+from netrng_hostd.core.quota import DEFAULT_QUOTA, QuotaRule
+from netrng_hostd.core.spelling import format_size
 from netrng_hostd.main import main as hostd_main
 from netrng_hostd.operate.status import ADMISSION_STATES, DOMAIN_STATES, SOURCE_STATES, URI_STATES, from_json
 

@@ -19,11 +19,9 @@ from netrng_hostd.config.model import (
 from netrng_hostd.config.table import ConfigError, Table
 from netrng_hostd.core.domain import MIN_SAMPLE
 from netrng_hostd.core.health import STARTUP
-from netrng_hostd.core.quota import (
-    UNSET,
+from netrng_hostd.core.quota import UNSET, QuotaRule, check_rules
+from netrng_hostd.core.spelling import (
     QuotaError,
-    QuotaRule,
-    check_rules,
     format_size,
     parse_cap,
     parse_limit,

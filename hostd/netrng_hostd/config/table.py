@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from netrng_hostd.core.quota import QuotaError
+from netrng_hostd.core.spelling import QuotaError
 
 T = TypeVar("T")
 U = TypeVar("U")

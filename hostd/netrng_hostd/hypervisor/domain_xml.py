@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from netrng_hostd.core.quota import QuotaError, QuotaRule, parse_metadata, shown
+from netrng_hostd.core.quota import QuotaRule, parse_metadata
+from netrng_hostd.core.spelling import QuotaError, shown
 
 DEFAULT_CHANNEL_NAME = "org.netrng.0"
 METADATA_NAMESPACE = "urn:netrng:1"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from netrng_hostd.core.quota import format_rate
+from netrng_hostd.core.spelling import format_rate
 from netrng_hostd.operate.status import DaemonStatus, DomainStatus
 from netrng_hostd.operate.units import bar, duration, printable, rate, size
 

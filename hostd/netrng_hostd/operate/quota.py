@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from netrng_hostd.core.quota import KEYS, QuotaError, QuotaRule, format_metadata, parse_metadata
+from netrng_hostd.core.quota import KEYS, QuotaRule, format_metadata, parse_metadata
+from netrng_hostd.core.spelling import QuotaError
 from netrng_hostd.hypervisor.administration import Definition
 from netrng_hostd.hypervisor.domain_xml import QuotaElement
 from netrng_hostd.operate.administer import ANSWER_S, DEFAULT_URI, Refused, Result, administer

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 from netrng_guest.stdio import tell
 from netrng_hostd.config import AdmissionConfig, Config, ConfigError, load
-from netrng_hostd.core.quota import format_rate, format_size, resolve
+from netrng_hostd.core.quota import resolve
+from netrng_hostd.core.spelling import format_rate, format_size
 from netrng_hostd.operate.check.device import check_refused, check_source
 from netrng_hostd.operate.check.domains import ListDomains, check_domains, list_domains
 from netrng_hostd.operate.check.finding import Finding, note, problem

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from netrng_hostd.config import Config, LibvirtConfig
-from netrng_hostd.core.quota import QuotaError
+from netrng_hostd.core.spelling import QuotaError
 from netrng_hostd.hypervisor import HypervisorError, LiveDomain, NoDomainError
 from netrng_hostd.hypervisor.connection import Connection
 from netrng_hostd.hypervisor.domain_xml import DomainXmlError, parse_live
