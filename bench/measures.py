@@ -34,14 +34,13 @@ class Shares(Watch):
         self.fluid = Fluid(Fraction(1) if rate is None else Fraction(rate, NS_PER_S))
         self.handed_out = 0
         self.got: dict[str, int] = {}
-        self.ahead = self.behind = 0.0  # the worst, in bytes
-        self.worst_samples = 0.0  # the worst of both, in the sample size at that instant
+        self.worst_samples = 0.0  # of all instants, in the sample size then
+        self._worst: list[tuple[float, float]] = []  # (error, due) in samples, where it is more than one
         self._judged = judged
 
-    @property
-    def worst(self) -> float:
-        """Bytes."""
-        return max(self.ahead, self.behind)
+    def within(self, samples: float, part: float) -> bool:
+        """Whether nobody was ever further from what it was due than so many samples and that part of it."""
+        return all(error <= samples + part * due for error, due in self._worst)
 
     def clock(self, now_ns: int) -> int:
         return self.handed_out if self._rate is None else now_ns
@@ -70,23 +69,24 @@ class Shares(Watch):
             return
         judged = self._judged(vm.name)
         if judged:
-            self._judge(self.due(vm.name, now_ns) - self.got[vm.name], vm, behind=True)
+            self._judge(vm, now_ns)
         self.got[vm.name] += pick.n_bytes
         self.handed_out += pick.n_bytes
         if judged:
-            self._judge(self.got[vm.name] - self.due(vm.name, now_ns), vm, behind=False)
+            self._judge(vm, now_ns)
 
     def stopped(self, vm: Vm, now_ns: int) -> None:
         if vm.name in self.fluid:
             self.fluid.leave(vm.name, self.clock(now_ns))
             del self.got[vm.name]
 
-    def _judge(self, error: float, vm: Vm, behind: bool) -> None:
-        if behind:
-            self.behind = max(self.behind, error)
-        else:
-            self.ahead = max(self.ahead, error)
-        self.worst_samples = max(self.worst_samples, error / vm.host.scheduler.sample_size)
+    def _judge(self, vm: Vm, now_ns: int) -> None:
+        size = vm.host.scheduler.sample_size
+        due = self.due(vm.name, now_ns) / size
+        error = abs(self.got[vm.name] / size - due)
+        self.worst_samples = max(self.worst_samples, error)
+        if error > 1 and not any(error <= other and due >= due_then for other, due_then in self._worst):
+            self._worst.append((error, due))
 
 
 class Shortfall(Watch):
@@ -187,22 +187,20 @@ class Totals(Watch):
 
 
 class Seeds(Watch):
-    """When each had the whole of its first seed, and what anybody had had by then."""
+    """How long each waited for the whole of its seed, and what anybody had had before the last was served."""
 
     def __init__(self) -> None:
         self.waits_ns: list[int] = []
         self.most_before_last = 0
-        self._came: dict[str, int] = {}
+        self._waiting: dict[str, int] = {}
         self._got: dict[str, int] = {}
-        self._done: set[str] = set()
 
     def began(self, vm: Vm, now_ns: int) -> None:
-        self._came.setdefault(vm.name, now_ns)
+        if vm.seed:
+            self._waiting[vm.name] = now_ns
 
     def sent(self, vm: Vm, now_ns: int, pick: Pick) -> None:
-        got = self._got[vm.name] = self._got.get(vm.name, 0) + pick.n_bytes
-        if not vm.seed and vm.name not in self._done:
-            self._done.add(vm.name)
-            self.waits_ns.append(now_ns - self._came[vm.name])
+        self._got[vm.name] = self._got.get(vm.name, 0) + pick.n_bytes
+        if vm.name in self._waiting and not vm.seed:
+            self.waits_ns.append(now_ns - self._waiting.pop(vm.name))
             self.most_before_last = max(self._got.values())
-        del got

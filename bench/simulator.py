@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""hostd without a host: the real core, a virtual clock, a source that is a trace, and VMs that are generators.
+"""hostd without a host: the real core, a virtual clock, a trace for a source, and generators for VMs.
 
 No I/O, no real time; the same seed, the same run. What is real: `Scheduler`, `Reservoir`, `granularity`, and
 the order in which dispatch.py calls them. What is left out: frames and the time they take. A VM takes a
@@ -121,7 +121,9 @@ Behaviour = Callable[[Vm], Iterator[int]]  # yields when it goes on, in nanoseco
 
 
 class Simulation:
-    """`gap_ns`: what hostd has measured of the source; `adaptive`: samples of 32 bytes to `sample`."""
+    """`adaptive`: samples of 32 bytes to `sample`; `rate`: what was measured of the source until now, in
+    bytes per second; `gap_ns`: over which reservations are paid between two deliveries.
+    """
 
     def __init__(
         self,
@@ -129,6 +131,7 @@ class Simulation:
         sample: int = 512,
         adaptive: bool = False,
         gap_ns: int = 0,
+        rate: int | None = None,
         reservoir: Reservoir | None = None,
     ) -> None:
         self.now_ns = 0
@@ -142,6 +145,7 @@ class Simulation:
         self._arrival = next(trace)
         self._maximum = sample if adaptive else None
         self._look_ns = 0
+        self._rate = rate
         self._arrived: deque[tuple[int, int]] = deque()
         self._arrived_sum = 0
         self._acts: list[tuple[int, int, Iterator[int]]] = []
@@ -199,9 +203,10 @@ class Simulation:
         while self._arrived and self._arrived[0][0] <= self.now_ns - MEMORY_NS:
             self._arrived_sum -= self._arrived.popleft()[1]
         known_ns = min(self.now_ns, MEMORY_NS)
-        rate = self._arrived_sum * NS_PER_S // known_ns if known_ns >= NS_PER_S else None
+        if known_ns >= NS_PER_S:
+            self._rate = self._arrived_sum * NS_PER_S // known_ns
         scheduler = self.scheduler
-        size = sample_size(rate, scheduler.askers, scheduler.sample_size, maximum)
+        size = sample_size(self._rate, scheduler.askers, scheduler.sample_size, maximum)
         if size != scheduler.sample_size:
             scheduler.sample_size = size
 

@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the quotas promise, each in the situation that is hardest for it. Every function yields its lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import log2
+from random import Random
+
+from bench import behaviours, traces
+from bench.line import Line
+from bench.measures import Excess, Seeds, Shares, Shortfall, Totals, Waits, jain
+from bench.simulator import Behaviour, Simulation
+from netrng_hostd.core.bucket import NS_PER_S
+from netrng_hostd.core.domain import SEED_SIZE
+from netrng_hostd.core.health import BYTE_WINDOW
+from netrng_hostd.core.quota import DEFAULT_QUOTA, Quota
+from netrng_hostd.core.reservoir import Reservoir
+
+RATE = 10_000  # bytes per second
+SAMPLE = 512
+MS = NS_PER_S // 1000
+RESERVOIR, SEED_RESERVE = 65536, 16384  # bytes
+KEEP = 2 * BYTE_WINDOW  # bytes: hostd's gap_ns is the time in which so many come
+
+
+def all_lines() -> Iterator[Line]:
+    """Every scenario, at full size: about two minutes."""
+    for domains in (16, 256, 1000):
+        yield from equal(domains)
+        yield from equal(domains, adaptive=True)
+    yield from equal(10_000, rate=1_000_000)
+    yield from weights(seconds=400)
+    yield from limits(seconds=60)
+    for adaptive in (False, True):
+        yield from reservations(seconds=60, adaptive=adaptive)
+    yield from hostile(seconds=60)
+    yield from boot_storm(500)
+    yield from boot_storm(500, within_ms=1000)
+    yield from boot_storm(500, neighbours=0, stored=RESERVOIR)
+    for source in ("steady", "in heaps", "stalling"):
+        yield from mixture(1000, 64, 300, source)
+        yield from mixture(RATE, 1000, 120, source)
+    yield from mixture(30_000_000, 1, 1)
+    yield from mixture(30_000_000, 10_000, 3)
+    yield from any_quotas(40, seconds=300)
+    yield from cost((10, 100, 1000, 10_000))
+
+
+def equal(domains: int, rate: int = RATE, adaptive: bool = False) -> Iterator[Line]:
+    """Equal weights, all greedy, until each was due 17 samples."""
+    sample = 32 if adaptive and 32 * 17 * domains > rate else SAMPLE
+    sim = Simulation(traces.steady(rate), adaptive=adaptive)
+    shares, waits = Shares(), Waits()
+    sim.watches += [shares, waits]
+    for i in range(domains):
+        sim.add(f"vm{i}", DEFAULT_QUOTA, behaviours.greedy())
+    sim.run(domains * sample * 17 / rate)
+    waits.close(sim.now_ns)
+    what = f"{domains:,} equal, {_kb(rate)}, {_samples(sim, adaptive)}"
+    yield _at_most(f"{what}: worst error", shares.worst_samples, 1, "samples", decimals=3)
+    if not adaptive:
+        index = jain(shares.got.values())
+        yield Line(f"{what}: Jain's index", f"{index:.6f}", "≥ 0.999", index >= 0.999)
+        # A round, and the time until the bytes of the last window in it are there.
+        most_s = (domains * sample + BYTE_WINDOW + sample) / rate
+        yield _at_most(f"{what}: longest wait", waits.worst_ns / NS_PER_S, most_s, "s")
+
+
+def weights(seconds: float, seed: int = 1) -> Iterator[Line]:
+    """Weights 1:2:4:8 among thirty of all weights that come, go, reboot, and ask for little or for all."""
+    random = Random(seed)
+    sim = Simulation(traces.steady(RATE), adaptive=True)
+    steady = {f"weight{k}": k for k in (1, 2, 4, 8)}
+    shares = Shares(judged=steady.__contains__)
+    sim.watches.append(shares)
+    for name, k in steady.items():
+        sim.add(name, Quota(weight=100 * k), behaviours.greedy())
+    for i in range(10):
+        others = (
+            behaviours.vanishing(random, here_s=30, gone_s=10),
+            behaviours.bursty(random, on_s=30, off_s=10),
+            behaviours.modest(2500, 100, NS_PER_S),
+        )
+        for kind, behaviour in zip("vbm", others):
+            sim.add(f"{kind}{i}", Quota(weight=random.choice([1, 30, 100, 300])), behaviour)
+    sim.run(seconds)
+    what = "weights 1:2:4:8 among 30 that come and go"
+    for name, k in steady.items():
+        due = shares.due(name, sim.now_ns)
+        error = abs(shares.got[name] - due)
+        yield Line(
+            f"{what}: share of {k}, against exact",
+            f"{error:.0f} B, {100 * error / due:.2f} %",
+            f"≤ {SAMPLE} B or 1 %",
+            error <= max(SAMPLE, due / 100),
+        )
+    unit = sum(shares.got[name] for name in steady) / sum(steady.values())
+    worst = max(abs(shares.got[name] - k * unit) for name, k in steady.items())
+    yield _at_most(f"{what}: among themselves", worst, SAMPLE, "B")
+
+
+def limits(seconds: float) -> Iterator[Line]:
+    """Limits far below, just below and at the proportional share, with bursts of all sizes."""
+    for burst in (64, 512, 4096):
+        for lumpy in (False, True):
+            trace = traces.bursty(RATE, Random(2)) if lumpy else traces.steady(RATE)
+            sim = Simulation(trace)
+            excess, totals = Excess(), Totals()
+            sim.watches += [excess, totals]
+            for i in range(16):
+                sim.add(f"greedy{i}", DEFAULT_QUOTA, behaviours.greedy())
+            limited = {f"limited{limit}": limit for limit in (50, 475, 499)}
+            for name, limit in limited.items():
+                sim.add(name, Quota(limit=limit, burst=burst), behaviours.greedy())
+            reconnecting = Quota(limit=300, burst=burst)
+            sim.add("loop", reconnecting, behaviours.reconnecting(10 * MS))
+            sim.run(seconds)
+            source = "in heaps" if lumpy else "steady"
+            what = f"limits just below the share, burst {burst}, {source}"
+            least = min(totals.bytes[name] / (limit * seconds) for name, limit in limited.items())
+            if not lumpy:
+                yield Line(f"{what}: delivered", f"{100 * least:.1f} %", "≥ 95 %", least >= 0.95)
+            worst = max(excess.worst.values())
+            yield _at_most(f"{what}: above limit · w", worst, burst + SAMPLE, "B", why="burst + sample")
+
+
+def reservations(seconds: float, adaptive: bool = False, greedy: int = 100) -> Iterator[Line]:
+    """Reservations of 70 % of the source among greedy ones and ten that reconnect, flood or never read."""
+    sim = Simulation(traces.steady(RATE), adaptive=adaptive, gap_ns=KEEP * NS_PER_S // RATE)
+    rates = (4000, 2000, 900, 100, 50)
+    shortfall = Shortfall(since_ns=3 * NS_PER_S)  # once what is kept for them is there
+    sim.watches.append(shortfall)
+    for rate in rates:
+        sim.add(f"reserved{rate}", Quota(reservation=rate, weight=1), behaviours.greedy())
+    for i in range(greedy):
+        sim.add(f"greedy{i}", DEFAULT_QUOTA, behaviours.greedy())
+    add_hostile(sim, 10)
+    sim.run(seconds)
+    shortfall.close(sim.vms.values(), sim.now_ns)
+    what = f"reservations among {greedy} greedy and 10 hostile, {_samples(sim, adaptive)}"
+    most = max(sim.scheduler.sample_size, 64)
+    for rate in rates:
+        worst = shortfall.worst[f"reserved{rate}"]
+        yield _at_most(f"{what}: {rate} B/s, worst shortfall", worst, most, "B", why="one sample")
+
+
+def add_hostile(sim: Simulation, count: int) -> None:
+    """Half of them reconnect in a loop; the others flood with requests or never read."""
+    random = Random(7)
+    for i in range(count):
+        kinds = (
+            behaviours.reconnecting(10 * MS),
+            behaviours.flooding(random, 20 * MS),
+            behaviours.reconnecting(100 * MS),
+            behaviours.never_reading(),
+        )
+        sim.add(f"hostile{i}", DEFAULT_QUOTA, kinds[i % 4])
+
+
+def hostile(seconds: float) -> Iterator[Line]:
+    """What twenty others get beside ten hostile ones, and beside ten more greedy ones."""
+    least = {}
+    for kind in ("hostile", "greedy"):
+        sim = Simulation(traces.steady(RATE))
+        totals = Totals()
+        sim.watches.append(totals)
+        for i in range(20):
+            sim.add(f"vm{i}", DEFAULT_QUOTA, behaviours.greedy())
+        if kind == "hostile":
+            add_hostile(sim, 10)
+        else:
+            for i in range(10):
+                sim.add(f"greedy{i}", DEFAULT_QUOTA, behaviours.greedy())
+        sim.run(seconds)
+        least[kind] = min(totals.bytes[f"vm{i}"] for i in range(20))
+    # Each UUID's seed bucket is its own: 64 bytes and one a second, whoever is beside it.
+    most = SAMPLE + 10 * (SEED_SIZE + seconds) / 20
+    cost = least["greedy"] - least["hostile"]
+    what = f"10 hostile beside 20, {seconds:.0f} s: cost them more than 10 greedy would"
+    yield _at_most(what, cost, most, "B", why="a sample and their seeds")
+
+
+def boot_storm(
+    agents: int, within_ms: int = 0, neighbours: int = 20, stored: int = SEED_RESERVE
+) -> Iterator[Line]:
+    """Agents that all start at once, or within that time, while greedy neighbours take the rest.
+
+    `stored` bytes are there: the seed reserve alone, or without neighbours the whole reservoir.
+    """
+    sim, seeds, began = boot_storm_run(agents, within_ms, neighbours)
+    waits = sorted(seeds.waits_ns)
+    bounds = sorted(seed_bounds(began, stored))
+    how = f"within {within_ms / 1000:.0f} s" if within_ms else "at once"
+    what = f"boot storm, {agents} {how}, {stored // 1024} KiB there"
+    slack_ns = BYTE_WINDOW * NS_PER_S // RATE  # the source's bytes come so many at a time
+    for name, at in (("shortest", 0), ("median", agents // 2), ("95 %", agents * 95 // 100), ("longest", -1)):
+        wait_ns = waits[at] if len(waits) == agents else sim.now_ns  # somebody still waits
+        yield Line(
+            f"{what}: {name} wait for the seed",
+            f"{wait_ns / NS_PER_S:.3f} s",
+            f"≤ {bounds[at] / NS_PER_S:.3f} s by arithmetic + {slack_ns / NS_PER_S:.3f} s",
+            wait_ns <= bounds[at] + slack_ns,
+        )
+    most = seeds.most_before_last
+    yield _at_most(f"{what}: most to anybody before the last seed", most, 1024, "B")
+
+
+def boot_storm_run(agents: int, within_ms: int, neighbours: int) -> tuple[Simulation, Seeds, list[int]]:
+    """The storm breaks after ten seconds; also returns when each agent comes."""
+    random, storm_ns = Random(3), 10 * NS_PER_S
+    sim = Simulation(traces.steady(RATE), reservoir=Reservoir(RESERVOIR, SEED_RESERVE))
+    for i in range(neighbours):
+        sim.add(f"greedy{i}", DEFAULT_QUOTA, behaviours.greedy())
+    sim.reservoir.put(bytearray(RESERVOIR))
+    sim.run(storm_ns / NS_PER_S)
+    seeds = Seeds()
+    sim.watches.append(seeds)
+    began = sorted(storm_ns + random.randint(0, within_ms * MS) for _ in range(agents))
+    for i, start_ns in enumerate(began):
+        agent = behaviours.modest(2500, 100, NS_PER_S, start_ns, SEED_SIZE)
+        sim.add(f"agent{i}", DEFAULT_QUOTA, agent)
+    sim.run(within_ms / 1000 + agents * SEED_SIZE / RATE + 1)
+    return sim, seeds, began
+
+
+def seed_bounds(began_ns: Sequence[int], stored: int) -> list[int]:
+    """How long each must wait for 64 bytes, in nanoseconds, by arithmetic.
+
+    While nobody waits, a tenth of the source refills the reserve and the rest is not held back from the
+    others; while somebody does, all of the source is for seeds.
+    """
+    bounds = []
+    stock, at_ns = stored * NS_PER_S, began_ns[0]  # negative: owed
+    for now_ns in began_ns:
+        owed_ns = min(now_ns - at_ns, max(0, -stock) // RATE)
+        stock += RATE * owed_ns + RATE // 10 * (now_ns - at_ns - owed_ns)
+        stock, at_ns = min(stock, stored * NS_PER_S) - SEED_SIZE * NS_PER_S, now_ns
+        bounds.append(max(0, -stock) // RATE)
+    return bounds
+
+
+def mixture(rate: int, domains: int, seconds: float, source: str = "steady") -> Iterator[Line]:
+    """Greedy, modest, bursty and vanishing ones on a source that is steady, comes in heaps, or stalls.
+
+    Five in ten are greedy, and judged; three ask for a quarter of a share, one is greedy at times, and one
+    comes and goes.
+    """
+    random = Random(5)
+    trace = traces.bursty(rate, random) if source == "in heaps" else traces.steady(rate)
+    if source == "stalling":
+        trace = traces.stalling(trace, every_s=5, for_s=2)
+    sim = Simulation(trace, adaptive=True, rate=rate)
+    shares, waits = Shares(judged=_is_greedy), Waits(_is_greedy)
+    sim.watches += [shares, waits]
+    quarter = max(1, rate // domains // 4)
+    makers: dict[str, Callable[[], Behaviour]] = {
+        "greedy": behaviours.greedy,
+        "modest": lambda: behaviours.modest(quarter, quarter, NS_PER_S),
+        "bursty": lambda: behaviours.bursty(random, seconds / 4, seconds / 4),
+        "vanishing": lambda: behaviours.vanishing(random, seconds / 4, seconds / 8),
+    }
+    kinds = ["greedy"] * 5 + ["modest"] * 3 + ["bursty", "vanishing"]
+    for i in range(domains):
+        kind = kinds[i * 7 % 10]
+        sim.add(f"{kind}{i}", Quota(weight=(100, 200, 400)[i % 3]), makers[kind]())
+    sim.run(seconds)
+    waits.close(sim.now_ns)
+    what = f"{domains:,} of all kinds, {_kb(rate)}, {source}, {_samples(sim, True)}"
+    errors = shares.errors(sim.now_ns, 16 * sim.scheduler.sample_size)
+    percent = f", {100 * max(errors):.2f} % at last" if errors else ""
+    # Who leaves with a lead has been served at the expense of those who stay: so not one sample alone.
+    yield Line(
+        f"{what}: worst error", f"{shares.worst_samples:.2f} samples{percent}", "≤ 1 sample + 1 %",
+        shares.within(1, 0.01),
+    )  # fmt: skip
+    if errors:
+        names = [name for name in shares.got if _is_greedy(name)]
+        index = jain(shares.got[name] / sim.vms[name].quota.weight for name in names)
+        yield Line(f"{what}: Jain's index, by weight", f"{index:.6f}", "≥ 0.999", index >= 0.999)
+    told = f"{waits.worst_ns / NS_PER_S:.2f} s, {sim.scheduler.operations / sim.picks:.1f}"
+    yield Line(f"{what}: longest wait, operations per decision", told, "told alone", True)
+
+
+def any_quotas(domains: int, seconds: float, seed: int = 4) -> Iterator[Line]:
+    """Greedy domains with reservations, limits and weights of all sizes, against the exact clamped shares."""
+    random = Random(seed)
+    sim = Simulation(traces.steady(RATE), adaptive=True, gap_ns=KEEP * NS_PER_S // RATE)
+    shares = Shares(rate=RATE)
+    sim.watches.append(shares)
+    room = RATE * 9 // 10
+    for i in range(domains):
+        reservation = random.choice([0, 0, room // 8, room // 40])
+        room -= reservation
+        limit = random.choice([None, reservation + random.randint(20, 400)])
+        weight = random.choice([30, 100, 300, 1000])
+        quota = Quota(reservation=reservation, weight=weight, limit=limit, burst=512)
+        sim.add(f"vm{i}", quota, behaviours.greedy())
+    sim.run(seconds)
+    within = True
+    most_bytes, most = 0.0, 0.0
+    for name, got in shares.got.items():
+        due, limited = shares.due(name, sim.now_ns), sim.vms[name].quota.limit is not None
+        error = abs(got - due)
+        slack = 2 * sim.scheduler.sample_size + limited * sim.vms[name].quota.burst
+        within = within and error <= max(slack, due / 100)
+        most_bytes, most = max(most_bytes, error), max(most, error / due)
+    what = f"{domains} with any reservations, limits and weights, {_samples(sim, True)}"
+    wanted = "≤ 2 samples and the burst, or 1 %"
+    yield Line(f"{what}: worst error", f"{most_bytes:.0f} B; {100 * most:.2f} %", wanted, within)
+
+
+def cost(sizes: Sequence[int], decisions: int = 2000) -> Iterator[Line]:
+    """Operations of the scheduler per decision, for domains of all kinds of quotas, against log₂ n."""
+    first = 0.0
+    for domains in sizes:
+        random = Random(6)
+        rate = domains * 10
+        sim = Simulation(traces.steady(rate, 64))
+        for i in range(domains):
+            limit = (None, 20)[i % 3 == 0]
+            quota = Quota(reservation=i % 2 * 9, weight=1 + i % 99, limit=limit, burst=64)
+            modest = behaviours.modest(200, 4, NS_PER_S, random.randint(0, NS_PER_S))
+            sim.add(f"vm{i}", quota, modest if i % 5 == 4 else behaviours.greedy())
+        sim.run(domains * 64 * 1.5 / rate)  # everybody has had a turn
+        before, picks = sim.scheduler.operations, sim.picks
+        sim.run(decisions * 64 / rate)
+        operations = (sim.scheduler.operations - before) / (sim.picks - picks)
+        ratio = operations / log2(domains)
+        first = first or ratio
+        yield Line(
+            f"cost: {domains:,} domains: operations per decision",
+            f"{operations:.1f} = {ratio:.1f} · log₂ n",
+            f"≤ {first:.1f} · log₂ n, as with {sizes[0]}",
+            ratio <= first,
+        )
+
+
+def _is_greedy(name: str) -> bool:
+    return name.startswith("greedy")
+
+
+def _at_most(
+    what: str, measured: float, most: float, unit: str, why: str = "", decimals: int | None = None
+) -> Line:
+    digits = decimals if decimals is not None else 0 if unit == "B" else 3
+    wanted = f"≤ {most:.{0 if float(most).is_integer() else digits}f} {unit}" + (f" ({why})" if why else "")
+    return Line(what, f"{measured:.{digits}f} {unit}", wanted, measured <= most)
+
+
+def _kb(rate: int) -> str:
+    return f"{rate // 1_000_000} MB/s" if rate >= 1_000_000 else f"{rate // 1000} kB/s"
+
+
+def _samples(sim: Simulation, adaptive: bool) -> str:
+    return f"samples of {sim.scheduler.sample_size} B" + (" (shrunk)" if adaptive else "")
