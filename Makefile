@@ -3,7 +3,7 @@ PY := .venv/bin/python
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help venv lint demo test setup-vm test-fast test-rest test-vm coverage guest clean
+.PHONY: help venv lint demo test setup-vm test-fast test-rest test-vm coverage bench pictures guest clean
 help:            ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -44,6 +44,13 @@ coverage: venv   ## each core module covered by its own test file alone, every b
 
 test-vm: venv guest setup-vm  ## real VMs on a private libvirt
 	$(PYTEST) -n 2 --dist worksteal tests/vm
+
+bench: venv      ## is it fair? the quotas' promises on a virtual clock, a line each; half a minute
+	@PYTHONPATH=hostd:guest $(PY) -m bench.simulate
+
+pictures: venv   ## draws docs/pictures again
+	@scripts/setup pictures
+	@PYTHONPATH=hostd:guest $(PY) -m bench.pictures docs/pictures
 
 clean:           ## removes what was built, downloaded and cached here
 	rm -rf .venv .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -16,9 +16,23 @@ def greedy(start_ns: int = 0, seed: int = 0) -> Behaviour:
     """Takes all that it is given."""
 
     def act(vm: Vm) -> Iterator[int]:
-        yield start_ns
+        if start_ns > vm.host.now_ns:
+            yield start_ns
         vm.come(seed)
         vm.ask()
+
+    return act
+
+
+def reloaded(every_ns: int) -> Behaviour:
+    """Greedy, and its quota is set anew again and again, unchanged: a reload, or an event of its metadata."""
+
+    def act(vm: Vm) -> Iterator[int]:
+        vm.come(0)
+        vm.ask()
+        while True:
+            yield vm.host.now_ns + every_ns
+            vm.use(vm.quota)
 
     return act
 
@@ -27,7 +41,8 @@ def modest(first: int, piece: int, every_ns: int, start_ns: int = 0, seed: int =
     """An agent: `first` bytes at once, `piece` bytes more every so often, whether it was served or not."""
 
     def act(vm: Vm) -> Iterator[int]:
-        yield start_ns
+        if start_ns > vm.host.now_ns:
+            yield start_ns
         vm.come(seed)
         if first:
             vm.ask(first)
@@ -97,9 +112,9 @@ def never_reading() -> Behaviour:
     """Hostile: has a window sent to it, acknowledges nothing, and so is sent nothing more."""
 
     def act(vm: Vm) -> Iterator[int]:
-        yield vm.host.now_ns
         vm.come()
         vm.ask(WINDOW - SEED_SIZE)
+        yield from ()
 
     return act
 

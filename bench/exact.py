@@ -139,6 +139,11 @@ class Fluid:
         self._stop(self._flows.pop(name))
         self._balance()
 
+    def asks(self, name: str, at: int) -> bool:
+        """Whether it is still due more."""
+        self.advance(at)
+        return self._flows[name].active
+
     def set_capacity(self, capacity: Fraction, at: int) -> None:
         self.advance(at)
         self._capacity = capacity

@@ -21,6 +21,6 @@ def report(lines: Iterable[Line]) -> int:
     short = 0
     for line in lines:
         verdict = "ok   " if line.ok else "SHORT"
-        print(f"{verdict}  {line.what:<64}  {line.measured:>24}  wanted: {line.wanted}", flush=True)
+        print(f"{verdict}  {line.what:<92}  {line.measured:>30}  wanted: {line.wanted}", flush=True)
         short += not line.ok
     return 1 if short else 0

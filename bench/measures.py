@@ -24,8 +24,7 @@ class Shares(Watch):
 
     `rate` None compares with bytes handed out, whenever they came, and is for weights alone. Otherwise it is
     what the source gives in bytes per second, and the comparison is with what was due by the clock.
-    Seeds come before all weights and are no part of it. Whoever stops begins anew: what it had or lacked
-    then is remembered in `worst` alone.
+    Seeds come before all weights and are no part of it. Whoever stops begins anew.
     """
 
     def __init__(self, rate: int | None = None, judged: Callable[[str], bool] = lambda name: True) -> None:
@@ -35,12 +34,9 @@ class Shares(Watch):
         self.handed_out = 0
         self.got: dict[str, int] = {}
         self.worst_samples = 0.0  # of all instants, in the sample size then
-        self._worst: list[tuple[float, float]] = []  # (error, due) in samples, where it is more than one
+        self.worst_part = 0.0  # of what may be: see `_judge`
+        self._taken = 0  # bytes: a sample for each that stopped before it had what it asked for
         self._judged = judged
-
-    def within(self, samples: float, part: float) -> bool:
-        """Whether nobody was ever further from what it was due than so many samples and that part of it."""
-        return all(error <= samples + part * due for error, due in self._worst)
 
     def clock(self, now_ns: int) -> int:
         return self.handed_out if self._rate is None else now_ns
@@ -77,16 +73,24 @@ class Shares(Watch):
 
     def stopped(self, vm: Vm, now_ns: int) -> None:
         if vm.name in self.fluid:
+            if self.fluid.asks(vm.name, self.clock(now_ns)):
+                self._taken += vm.host.scheduler.sample_size
             self.fluid.leave(vm.name, self.clock(now_ns))
             del self.got[vm.name]
 
     def _judge(self, vm: Vm, now_ns: int) -> None:
-        size = vm.host.scheduler.sample_size
-        due = self.due(vm.name, now_ns) / size
-        error = abs(self.got[vm.name] / size - due)
-        self.worst_samples = max(self.worst_samples, error)
-        if error > 1 and not any(error <= other and due >= due_then for other, due_then in self._worst):
-            self._worst.append((error, due))
+        """A sample of its own; and its share of what others may be off that are not there all the time.
+
+        They are a sample off at most while they ask, and may leave with it: for all the others together.
+        """
+        size: float = vm.host.scheduler.sample_size
+        due = self.due(vm.name, now_ns)
+        error = abs(self.got[vm.name] - due)
+        self.worst_samples = max(self.worst_samples, error / size)
+        if error > size and self.handed_out:
+            fickle = sum(not self._judged(name) for name in self.got)
+            size += (self._taken + fickle * size) * due / self.handed_out
+        self.worst_part = max(self.worst_part, error / size)
 
 
 class Shortfall(Watch):
@@ -120,11 +124,12 @@ class Shortfall(Watch):
             self.ended(vm, now_ns)
 
     def _look(self, vm: Vm, stay: list[int], now_ns: int) -> None:
-        if now_ns >= self._since_ns:
-            lead = stay[1] - vm.quota.reservation * (now_ns - stay[0])
-            self.worst[vm.name] = max(self.worst.get(vm.name, 0.0), (stay[2] - lead) / NS_PER_S)
-        else:
-            stay[0], stay[1], stay[2] = now_ns, 0, 0  # the interval begins only now
+        if now_ns < self._since_ns:
+            return
+        if stay[0] < self._since_ns:
+            stay[:] = [self._since_ns, 0, 0]
+        lead = stay[1] - vm.quota.reservation * (now_ns - stay[0])
+        self.worst[vm.name] = max(self.worst.get(vm.name, 0.0), (stay[2] - lead) / NS_PER_S)
 
 
 class Excess(Watch):
