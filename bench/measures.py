@@ -196,6 +196,7 @@ class Seeds(Watch):
 
     def __init__(self) -> None:
         self.waits_ns: list[int] = []
+        self.served_ns: list[int] = []
         self.most_before_last = 0
         self._waiting: dict[str, int] = {}
         self._got: dict[str, int] = {}
@@ -208,4 +209,5 @@ class Seeds(Watch):
         self._got[vm.name] = self._got.get(vm.name, 0) + pick.n_bytes
         if vm.name in self._waiting and not vm.seed:
             self.waits_ns.append(now_ns - self._waiting.pop(vm.name))
+            self.served_ns.append(now_ns)
             self.most_before_last = max(self._got.values())
