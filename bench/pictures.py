@@ -197,7 +197,10 @@ def boot_storm() -> Figure:
     axes.text(0.05, 398, "seeded, if all come at once", color=BLUE)
     axes.text(0.84, 465, "come within a second", color=GREY, ha="right")
     axes.text(1.15, 290, "seeded, if they come within a second", color=ORANGE)
-    told = "dashed: the earliest that 64 bytes for each can be there,\nof the 16 KiB reserve and 10 kB/s"
+    told = (
+        "dashed: by arithmetic, 64 bytes each of the 16 KiB reserve,\n"
+        "and of all 10 kB/s while anybody waits"
+    )
     axes.text(2.08, 30, told, ha="right")
     axes.set(xlim=(0, 2.1), ylim=(0, 520))
     return figure
