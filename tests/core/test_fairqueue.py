@@ -86,6 +86,40 @@ def test_leaving_and_returning_keeps_a_lead_and_earns_nothing() -> None:
     assert 99 <= hops <= 101
 
 
+@pytest.mark.parametrize("ahead", [True, False])
+def test_who_breaks_off_again_and_again_takes_nothing_along_and_loses_nothing(ahead: bool) -> None:
+    """It leaves at the worst moment: with what it has just got, or just before it would get it."""
+    queue, rivals = contest(*[100] * 4)
+    broken = rivals[0]
+    together: list[Rival] = []  # whose turns they were
+    apart: list[Rival] = []
+    for _ in range(30):
+        while together[-1:] != [broken] if ahead else queue.first() is not broken:
+            together += serve(queue, 1)
+        queue.leave(broken, satisfied=False)
+        apart += serve(queue, 7)
+        queue.arrive(broken)
+        queue.enter(broken, SAMPLE)
+        together += serve(queue, 1)
+    assert abs(together.count(broken) - Fraction(len(together), 4)) <= 1
+    for other in rivals[1:]:
+        exact = Fraction(len(together), 4) + Fraction(len(apart), 3)
+        assert abs(together.count(other) + apart.count(other) - exact) <= 1
+
+
+def test_what_one_was_behind_is_forgotten_once_nobody_asks() -> None:
+    queue, rivals = contest(100, 100)
+    [ahead] = serve(queue, 1)
+    [behind] = [rival for rival in rivals if rival is not ahead]
+    queue.leave(behind, satisfied=False)
+    assert behind.lag == SAMPLE  # all that the other had
+    queue.leave(ahead, satisfied=False)
+    for rival in rivals:
+        queue.arrive(rival)
+        queue.enter(rival, SAMPLE)
+    assert ahead.served == behind.served
+
+
 def test_being_halted_briefly_while_asking_costs_nothing() -> None:
     queue, rivals = contest(*[100] * 4)
     halted = rivals[0]

@@ -14,6 +14,9 @@ exact and nothing drifts. Only the keys that order the heaps are rounded, to 2â
 
 - Who begins to ask starts at its own tag or at virtual time, whichever is later: absence earns nothing,
   and leaving does not wipe out a lead.
+- Who leaves while it still asks (a VM that reboots, a connection that breaks) goes on where it was, at most
+  one sample ahead or behind: what it had too much is missing to the others, and many who come and go would
+  take a sample with them each time.
 - Who is halted while it goes on asking (by its limit) still counts until it is one sample behind, so that
   a bucket that is briefly empty costs its domain nothing and gives nobody else its share. Then its limit
   is what binds it: it does not count, and is owed one sample at most when it returns. Until it has caught
@@ -39,15 +42,18 @@ _SCALE = 32
 class Rival:
     """One who competes. `served` counts bytes from the queue's own beginning, `request` the next sample's.
 
-    `place` is the heap it is in; `counts` says whether it is part of the mean.
+    `place` is the heap it is in; `counts` says whether it is part of the mean. `lag`: the bytes that it was
+    behind its exact share when it left while it asked, in the `era` of that moment.
     """
 
-    __slots__ = ("counts", "debt", "place", "request", "served", "weight")
+    __slots__ = ("counts", "debt", "era", "lag", "place", "request", "served", "weight")
 
     def __init__(self, weight: int) -> None:
         self.weight = weight
         self.served = 0
         self.debt = 0
+        self.lag = 0
+        self.era = 0
         self.request = 0
         self.counts = False
         self.place: LazyHeap[Any] | None = None
@@ -69,6 +75,7 @@ class FairQueue(Generic[AnyRival]):
         self._weight = 0
         self._idle_time = 0  # virtual time while nobody counts
         self._horizon = 0  # no tag that ever left is above this
+        self._era = 0  # how often nobody asked: then nobody is behind or ahead any more
 
     @property
     def operations(self) -> int:
@@ -85,7 +92,9 @@ class FairQueue(Generic[AnyRival]):
 
     def arrive(self, rival: AnyRival) -> None:
         """One who is not in the queue begins to ask: owed nothing for the time before."""
-        rival.served = max(rival.served, _bytes_at(self.virtual_time, rival.weight))
+        lag = rival.lag if rival.era == self._era else 0
+        rival.served = max(rival.served, _bytes_at(self.virtual_time, rival.weight) - lag)
+        rival.lag = 0
 
     def enter(self, rival: AnyRival, request: int) -> None:
         """The rival asks for so many bytes and may be served. If it is in the queue, the request changes."""
@@ -107,13 +116,18 @@ class FairQueue(Generic[AnyRival]):
         elif rival.place is not None:
             self._remove(rival)
 
-    def leave(self, rival: AnyRival) -> None:
-        """The rival does not ask any more."""
+    def leave(self, rival: AnyRival, satisfied: bool = True) -> None:
+        """The rival does not ask any more: because it got what it asked for, or before that."""
         self._horizon = max(self._horizon, _tag(rival) + 1)
         if rival.place is not None:
             self._remove(rival)
+            if not satisfied:
+                # Against the mean of those who stay: they have what it lacks, or lack what it has.
+                lag = _bytes_at(self.virtual_time, rival.weight) - rival.served
+                rival.lag, rival.era = max(-self.sample_size, min(lag, self.sample_size)), self._era
         if not self._weight and not self._ahead:
             self._idle_time = self._horizon
+            self._era += 1
 
     def serves(self, rival: AnyRival) -> bool:
         """Whether the rival is in the queue and may be served."""

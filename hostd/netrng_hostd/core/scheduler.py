@@ -146,6 +146,8 @@ class Scheduler:
         if began:
             domain.begin(now_ns)
             self._queue.arrive(domain)
+        elif not domain.wanted:
+            self._queue.leave(domain, satisfied=False)
         self._place(domain, now_ns)
 
     def forget(self, uuid: str, now_ns: int) -> None:
