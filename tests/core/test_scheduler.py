@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from tests.shares import exact_shares
 
 from netrng_hostd.core.quota import DEFAULT_QUOTA, Quota
 from netrng_hostd.core.scheduler import MAX_DEPARTED, Pick, Scheduler
@@ -120,27 +121,6 @@ def worst_excess(given: Iterable[Given], rate: int, start: int) -> Fraction:
         got += size
         worst = max(worst, got * NS - rate * (now - start) - lowest)
     return Fraction(worst, NS)
-
-
-def exact_shares(quotas: dict[str, Quota], capacity: int) -> dict[str, Fraction]:
-    """clamp(λ · weight, reservation, limit) that sums to the capacity, by search over λ's break points."""
-
-    def share(level: Fraction, quota: Quota) -> Fraction:
-        low = max(level * quota.weight, Fraction(quota.reservation))
-        return low if quota.limit is None else min(low, Fraction(quota.limit))
-
-    def total(level: Fraction) -> Fraction:
-        return sum((share(level, quota) for quota in quotas.values()), Fraction())
-
-    points = {Fraction(0)}
-    for quota in quotas.values():
-        points |= {
-            Fraction(rate, quota.weight) for rate in (quota.reservation, quota.limit) if rate is not None
-        }
-    low = max(point for point in points if total(point) <= capacity)
-    slope = total(low + Fraction(1, 10**9)) - total(low)  # linear up to the next break point
-    level = low + (capacity - total(low)) / (slope * 10**9) if slope else low
-    return {uuid: share(level, quota) for uuid, quota in quotas.items()}
 
 
 # --- weights ---------------------------------------------------------------------------------------------

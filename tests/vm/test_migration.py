@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VM that is migrated live: served by the destination's daemon in a new session, nothing replayed."""
+"""A VM that is migrated live: served by the destination's daemon in a new session, nothing replayed.
+
+What its quota and its buckets come to then: test_quotas.py.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,22 @@ import re
 from pathlib import Path
 
 from bed.libvirtd import PrivateLibvirtd
-from tests.edge.rig import fed_fifo, wait_for
+from tests.edge.rig import Hostd, fed_fifo, wait_for
 from tests.streams import assert_disjoint, stream
 from tests.vm.diary import BLOCK_CREDITS, WINDOW, assert_dropped, at, diary, hostd_for, park_a_window
 from tests.vm.rig import BootVM, boot_with_agent, make_hostd, wait_for_acked, wait_for_credits
 
+from netrng_hostd.hypervisor.domain_xml import METADATA_NAMESPACE
+
 BLOCK = 2500
+QUOTA = ("metadata", 300, 50_000)
+METADATA = f"<netrng:quota xmlns:netrng='{METADATA_NAMESPACE}' weight='300' limit='50kB/s'/>"
+
+
+def quota(hostd: Hostd, host: PrivateLibvirtd) -> tuple[object, ...]:
+    """Where the one domain's quota on ``host`` comes from, and what it says."""
+    domain = at(hostd, host.uri)
+    return domain["quota"], domain["weight"], domain["limit"]
 
 
 def test_from_one_daemon_to_another_and_back_under_a_third(
@@ -27,8 +40,11 @@ def test_from_one_daemon_to_another_and_back_under_a_third(
     ):
         source.start(ready=False)
         destination.start()
-        guest = boot_with_agent(boot_vm, "mover", arguments="--rate 8kB/s", memory_mib=192)
+        guest = boot_with_agent(
+            boot_vm, "mover", arguments="--rate 8kB/s", memory_mib=192, metadata=METADATA
+        )
         wait_for_credits(guest, BLOCK_CREDITS)
+        assert quota(source, libvirtd) == QUOTA
         acked = park_a_window(source, guest)
         old = diary(guest)
         guest.migrate(other_libvirtd)
@@ -38,6 +54,7 @@ def test_from_one_daemon_to_another_and_back_under_a_third(
         assert source.status()["ledger_ok"]
         seen = assert_dropped(guest, old, bytes(old.last.data[acked:]))
         assert at(destination, other_libvirtd.uri)["state"] == "open"
+        assert quota(destination, other_libvirtd) == QUOTA, "another daemon's, on another connection"
         assert destination.status()["ledger_ok"]
         log = guest.check("cat /run/main.out")
         assert "session ended: the host started a new session" in log
@@ -60,6 +77,7 @@ def test_from_one_daemon_to_another_and_back_under_a_third(
         wait_for_acked(hostd, guest, at(hostd, libvirtd.uri)["bytes_acked"] + 64 + 2 * BLOCK)
         (domain,) = hostd.status()["domains"]
         assert (domain["uri"], domain["state"], domain["seeds"]) == (libvirtd.uri, "open", 2)
+        assert quota(hostd, libvirtd) == QUOTA
         assert domain["bytes_lost"] <= WINDOW
         assert hostd.status()["ledger_ok"]
         assert hostd.stop() == 0
