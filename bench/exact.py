@@ -69,6 +69,11 @@ def shares(asks: Mapping[str, Ask], capacity: Fraction) -> dict[str, Fraction]:
     return {name: ask.rate(level) for name, ask in asks.items()}
 
 
+def exact_shares(quotas: Mapping[str, Quota], capacity: Fraction | int) -> dict[str, Fraction]:
+    """The same for quotas; bytes per second."""
+    return shares({name: Ask.of(quota, 1) for name, quota in quotas.items()}, Fraction(capacity))
+
+
 class _Flow:
     """One who asks, for `amount` in all, None without end. It has had `due` by `since`, scaled.
 

@@ -17,10 +17,10 @@ from math import log2
 from random import Random
 
 import pytest
+from bench.exact import exact_shares
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from tests.shares import exact_shares
 
 from netrng_hostd.core.quota import DEFAULT_QUOTA, Quota
 from netrng_hostd.core.scheduler import MAX_DEPARTED, Pick, Scheduler

@@ -15,8 +15,8 @@ import libvirt
 import pytest
 from bed.libvirtd import PrivateLibvirtd
 from bed.vm import VM
+from bench.exact import exact_shares
 from tests.edge.rig import Hostd, fed_fifo, run_command, wait_for
-from tests.shares import exact_shares
 from tests.streams import stream
 from tests.vm.diary import at, hostd_for
 from tests.vm.rig import (
