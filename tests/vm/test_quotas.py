@@ -40,7 +40,7 @@ COUNTED = 25_000  # bytes to all in one interval
 # Each may be one sample from its exact share at either end of an interval; what a source brings unevenly
 # within it, and that it ends a little before its status is asked for, is in the three hundredths.
 ENDS = 2 * SAMPLE
-UNEVEN = Fraction(3, 100)
+UNEVEN = 0.03
 
 
 class Interval(NamedTuple):
@@ -82,7 +82,7 @@ def assert_shares(hostd: Hostd, vm: VM, quotas: dict[str, Quota]) -> None:
     """From now on everybody gets what is exactly its share."""
     sent, seconds = count(hostd, vm)
     exact = exact_shares(quotas, sum(sent.values()) / seconds)
-    due = {name: rate * seconds for name, rate in exact.items()}
+    due = {name: float(rate * seconds) for name, rate in exact.items()}
     found = {name: (n_bytes, round(due[name])) for name, n_bytes in sent.items()}
     print(json.dumps({"seconds": round(float(seconds), 3), "sent and due": found}))
     for name, n_bytes in sent.items():
