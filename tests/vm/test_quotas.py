@@ -37,10 +37,11 @@ from netrng_hostd.hypervisor.domain_xml import METADATA_NAMESPACE
 SOURCE = 10_000  # bytes per second, at most: a busy machine holds it up
 SAMPLE = 128
 COUNTED = 25_000  # bytes to all in one interval
-# Each may be one sample from its exact share at either end of an interval; what a source brings unevenly
-# within it, and that it ends a little before its status is asked for, is in the three hundredths.
+# Each may be one sample from its exact share at either end of an interval. A twentieth is for what a busy
+# machine does: it holds the source up for a moment, and the reservation's arrears are paid in this interval
+# or the next.
 ENDS = 2 * SAMPLE
-UNEVEN = 0.03
+UNEVEN = 0.05
 
 
 class Interval(NamedTuple):
