@@ -116,7 +116,7 @@ class Dispatcher:
             excess = len(released) - self.reservoir.room
             if excess > 0:  # a probe's
                 self.ledger.destroyed(self._source_name, self.reservoir.drop_oldest(excess))
-            if self.reservoir.put(released) != len(released):
+            if self.reservoir.put(released, self.scheduler.kept) != len(released):
                 raise AssertionError("the source was read further than the reservoir has room")
         else:
             self._alarms += 1

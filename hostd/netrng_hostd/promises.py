@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -86,7 +87,7 @@ class Promises:
 
     def learn(self, capacity: int | None) -> None:
         """What the source gives, in bytes per second, as it was measured last."""
-        if self.admission.learn(capacity):
+        if self.admission.learn(capacity, time.monotonic_ns()):
             self._decide_soon()
 
     def close(self) -> None:

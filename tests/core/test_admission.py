@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netrng_hostd.core.admission import Admission, Claim, Verdict
+from netrng_hostd.core.bucket import NS_PER_S
 
 
 def claims(**reservations: int) -> list[Claim]:
@@ -21,15 +22,15 @@ def decided(admission: Admission, asked: list[Claim]) -> dict[str, Verdict]:
 
 def with_capacity(capacity: int, headroom: int = 100) -> Admission:
     admission = Admission(headroom)
-    assert admission.learn(capacity)
+    assert admission.learn(capacity, 0)
     return admission
 
 
 def test_nothing_is_promised_before_the_capacity_is_known() -> None:
     admission = Admission(100)
-    assert not admission.learn(None)
+    assert not admission.learn(None, 0)
     assert decided(admission, claims(a=10, b=0)) == {"a": ("pending", 0), "b": ("none", 0)}
-    admission.learn(1000)
+    admission.learn(1000, 0)
     assert decided(admission, claims(a=10, b=0)) == {"a": ("promised", 10), "b": ("none", 0)}
 
 
@@ -62,7 +63,7 @@ def test_one_that_was_refused_is_admitted_when_room_appears() -> None:
     assert decided(admission, claims(a=6_000, b=6_000))["b"] == ("refused", 0)
     assert decided(admission, claims(b=6_000)) == {"b": ("promised", 6_000)}
     assert decided(admission, claims(b=6_000, c=4_000))["c"] == ("refused", 0)
-    assert admission.learn(12_000)
+    assert admission.learn(12_000, 0)
     assert decided(admission, claims(b=6_000, c=4_000))["c"] == ("promised", 4_000)
 
 
@@ -80,32 +81,57 @@ def test_promises_shrink_in_proportion_once_the_capacity_is_below_their_sum() ->
     admission = with_capacity(10_000)
     asked = claims(a=6_000, b=3_000)
     decided(admission, asked)
-    assert admission.learn(9_000)  # the headroom is gone, the promises hold
+    assert admission.learn(9_000, 0)  # the headroom is gone, the promises hold
     assert decided(admission, asked) == {"a": ("promised", 6_000), "b": ("promised", 3_000)}
-    assert admission.learn(5_000)
+    assert admission.learn(5_000, 0)
     assert decided(admission, asked) == {"a": ("shrunk", 3_000), "b": ("shrunk", 1_500)}
     assert admission.shrunk
-    assert admission.learn(9_500)  # more than the sum, but not with the headroom
+    assert admission.learn(9_500, 0)  # more than the sum, but not with the headroom
     assert decided(admission, asked) == {"a": ("shrunk", 5_700), "b": ("shrunk", 2_850)}
     assert decided(admission, [*asked, *claims(c=1)])["c"] == ("refused", 0)
-    assert admission.learn(10_200)
+    assert admission.learn(10_200, 0)
     assert decided(admission, asked) == {"a": ("promised", 6_000), "b": ("promised", 3_000)}
 
 
 def test_they_are_whole_again_when_one_of_them_leaves() -> None:
     admission = with_capacity(10_000)
     decided(admission, claims(a=6_000, b=3_000))
-    admission.learn(8_000)
+    admission.learn(8_000, 0)
     assert decided(admission, claims(a=6_000, b=3_000))["b"] == ("shrunk", 2_400)
     assert decided(admission, claims(b=3_000)) == {"b": ("promised", 3_000)}
 
 
+def test_promises_are_whole_again_after_a_dip_however_slowly_it_is_seen_to_end() -> None:
+    """A meter that takes the mean over ten seconds never shows one large step upwards."""
+    admission = with_capacity(10_000)
+    asked = claims(a=6_000, b=3_000)
+    decided(admission, asked)
+    now_ns = 0
+    for capacity in (8_000, 8_400, 8_900, 9_300, 9_700, 9_890, *[10_000] * 300):
+        now_ns += NS_PER_S // 2
+        admission.learn(capacity, now_ns)
+        last = decided(admission, asked)
+        assert sum(verdict.reservation for verdict in last.values()) <= admission.promisable
+    assert admission.capacity == 10_000
+    assert last == {"a": ("promised", 6_000), "b": ("promised", 3_000)}
+
+
+def test_a_small_rise_counts_as_the_least_of_a_minute_and_begins_anew_when_it_ends() -> None:
+    admission = with_capacity(16_000)
+    times = {0: 16_500, 30: 16_200, 59: 16_900}
+    assert not any(admission.learn(capacity, second * NS_PER_S) for second, capacity in times.items())
+    assert not admission.learn(16_000, 59 * NS_PER_S)
+    assert not any(admission.learn(capacity, (second + 60) * NS_PER_S) for second, capacity in times.items())
+    assert admission.learn(16_900, 120 * NS_PER_S)
+    assert admission.capacity == 16_200
+
+
 def test_a_capacity_that_falls_counts_at_once_and_one_that_rises_when_it_is_clear() -> None:
     admission = with_capacity(16_000)
-    assert not admission.learn(16_000)
-    assert not admission.learn(17_000)
-    assert admission.learn(15_999)
-    assert admission.learn(17_001)
+    assert not admission.learn(16_000, 0)
+    assert not admission.learn(17_000, 0)
+    assert admission.learn(15_999, 0)
+    assert admission.learn(17_001, 0)
     assert admission.capacity == 17_001
 
 
@@ -129,7 +155,7 @@ def test_no_history_breaks_a_promise_or_makes_one_that_does_not_fit(
     asked_before: dict[str, int] = {}
     for capacity, asked in history:
         promised_before = admission.promised
-        admission.learn(capacity)
+        admission.learn(capacity, 0)
         verdicts = decided(admission, claims(**asked))
         holding = sum(verdict.reservation for verdict in verdicts.values())
         assert holding <= max(admission.promisable, admission.capacity or 0)
@@ -155,5 +181,5 @@ def test_noise_of_three_per_cent_changes_no_verdict_of_those_admitted(step: int)
     asked = claims(a=4_000, b=4_700, c=2_000)
     first = decided(admission, asked)
     for noise in range(300):
-        admission.learn(10_000 + step * (noise * 37 % 301))
+        admission.learn(10_000 + step * (noise * 37 % 301), 0)
         assert decided(admission, asked) == first

@@ -107,6 +107,34 @@ def test_who_breaks_off_again_and_again_takes_nothing_along_and_loses_nothing(ah
         assert abs(together.count(other) + apart.count(other) - exact) <= 1
 
 
+def test_what_one_was_behind_counts_once() -> None:
+    queue, rivals = contest(100, 100, 100)
+    serve(queue, 2)
+    [behind] = [rival for rival in rivals if not rival.served]
+    queue.leave(behind, satisfied=False)
+    queue.arrive(behind)
+    queue.enter(behind, SAMPLE)
+    assert serve(queue, 1) == [behind]
+    queue.leave(behind)  # it has got what it asked for
+    serve(queue, 20)
+    queue.arrive(behind)
+    newcomer = Rival(100)
+    queue.arrive(newcomer)
+    assert behind.served == newcomer.served
+
+
+def test_a_lead_that_is_kept_is_one_sample_at_most() -> None:
+    queue, (pushed, *_) = contest(100, 100, 100)
+    for _ in range(10):
+        queue.push(pushed, SAMPLE)
+    queue.leave(pushed, satisfied=False)
+    serve(queue, 100)
+    queue.arrive(pushed)
+    newcomer = Rival(100)
+    queue.arrive(newcomer)
+    assert pushed.served == newcomer.served + SAMPLE
+
+
 def test_what_one_was_behind_is_forgotten_once_nobody_asks() -> None:
     queue, rivals = contest(100, 100)
     [ahead] = serve(queue, 1)

@@ -59,6 +59,19 @@ def test_the_headroom_is_the_part_that_refills_the_seed_reserve(headroom: int, r
     assert reservoir.seed_available == reserve
 
 
+def test_what_reservations_rest_on_comes_before_the_seed_reserve() -> None:
+    reservoir = Reservoir(10_000, 2_000, headroom=500)
+    reservoir.put(bytearray(600), keep=900)
+    assert reservoir.seed_available == 0
+    reservoir.put(bytearray(600), keep=900)
+    assert reservoir.seed_available == 0
+    reservoir.put(bytearray(640), keep=900)
+    assert reservoir.seed_available == 320
+    reservoir.take(reservoir.available)
+    reservoir.put(bytearray(640), keep=900)
+    assert reservoir.seed_available == 320, "what was left out is not made up for"
+
+
 def test_without_headroom_the_seed_reserve_gets_what_nobody_asks_for() -> None:
     reservoir = Reservoir(100, 20, headroom=0)
     reservoir.put(bytearray(90))

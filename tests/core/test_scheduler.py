@@ -405,6 +405,18 @@ def test_what_is_kept_is_spent_on_reservations_alone() -> None:
     assert [pick.n_bytes for pick in host.give()] == [128]
 
 
+def test_what_is_kept_pays_a_grain_shortly_before_its_deadline_though_nothing_is_delivered() -> None:
+    gap_ns = NS // 10
+    host = Host({"reserved": Quota(reservation=1000), "other": Quota()}, gap_ns=gap_ns)
+    assert host.scheduler.kept == 100
+    host.available = 100 + 20
+    assert host.give() == [], "a grain is due, and what is kept may wait for the next delivery"
+    when = host.scheduler.next_ns(host.now)
+    assert when == host.now + 128 * NS // 1000 - gap_ns
+    host.now = when
+    assert [(pick.uuid, pick.n_bytes) for pick in host.give()] == [("reserved", 120)]
+
+
 def test_the_sum_of_reservations_is_known() -> None:
     scheduler = Scheduler()
     scheduler.set_quota("a", Quota(reservation=1000), 0)
@@ -502,14 +514,33 @@ def test_a_forgotten_domain_is_remembered_until_it_is_like_a_fresh_one() -> None
 
 
 def test_a_lead_in_virtual_time_is_remembered_after_the_buckets_are_full() -> None:
-    host = Host({"heavy": Quota(weight=1000), "gone": Quota(weight=1)})
-    host.run(0.2)
+    host = Host({"heavy": Quota(weight=3000), "gone": Quota(weight=1)})
+    while not host.got("gone"):
+        host.run(0.2)
     assert host.got("gone") > 0
     host.scheduler.forget("gone", host.now)
-    host.run(3)
+    host.run(90)
     assert host.scheduler.departed == 1
-    host.run(20)
+    host.run(90)
     assert host.scheduler.departed == 0
+
+
+def test_a_vm_that_reboots_is_as_far_behind_as_it_was() -> None:
+    host = Host({f"vm{i}": Quota() for i in range(4)})
+    host.run(10)
+    host.available = 512
+    [pick] = host.give()
+    behind = next(name for name in host.totals if host.got(name) == min(host.totals.values()))
+    assert behind != pick.uuid
+    before = host.got(behind)
+    host.scheduler.forget(behind, host.now)
+    host.run(30)
+    assert host.scheduler.departed == 1
+    host.add(behind, Quota())
+    host.available = 512
+    [first] = host.give()
+    assert first.uuid == behind
+    assert host.got(behind) == before + 512
 
 
 def test_the_memory_of_the_departed_is_bounded() -> None:

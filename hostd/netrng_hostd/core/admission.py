@@ -9,7 +9,8 @@ Hysteresis, so that a measurement's noise moves nothing:
 
 - What is promised stays so, even if a claim that is earlier in order comes later. A claim that grows keeps
   its promise until the larger one fits.
-- A capacity that falls counts at once, one that rises once it is a sixteenth higher.
+- A capacity that falls counts at once; one that rises once it is a sixteenth higher, or once it has been
+  higher for a minute: then the least of that minute.
 - Promises shrink, all in proportion and down to (1 − headroom) · capacity, when the capacity itself falls
   below their sum, and are whole again when they fit beside the headroom.
 
@@ -21,7 +22,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-RISE = 16  # a rise of one part in so many counts
+from .bucket import NS_PER_S
+
+RISE = 16  # a rise of one part in so many counts at once
+LASTING_NS = 60 * NS_PER_S
 
 NONE, PENDING, PROMISED, SHRUNK, REFUSED = "none", "pending", "promised", "shrunk", "refused"
 
@@ -53,6 +57,8 @@ class Admission:
         self.capacity: int | None = None  # that counts, see above
         self.shrunk = False
         self._promised: dict[str, int] = {}
+        self._higher_ns: int | None = None  # since when it has been measured higher than counts
+        self._least = 0  # since then
 
     @property
     def promised(self) -> int:
@@ -64,12 +70,21 @@ class Admission:
         """The sum that may be promised; 0 while no capacity is known."""
         return (self.capacity or 0) * (1000 - self.headroom) // 1000
 
-    def learn(self, capacity: int | None) -> bool:
+    def learn(self, capacity: int | None, now_ns: int) -> bool:
         """The capacity as it was measured last; whether the one that counts has changed."""
         known = self.capacity
-        if capacity is None or (known is not None and known <= capacity <= known + known // RISE):
+        if capacity is None or capacity == known:
+            self._higher_ns = None
             return False
+        if known is not None and known < capacity <= known + known // RISE:
+            if self._higher_ns is None:
+                self._higher_ns, self._least = now_ns, capacity
+            self._least = min(self._least, capacity)
+            if now_ns - self._higher_ns < LASTING_NS:
+                return False
+            capacity = self._least
         self.capacity = capacity
+        self._higher_ns = None
         return True
 
     def decide(self, claims: Iterable[Claim]) -> dict[str, Verdict]:

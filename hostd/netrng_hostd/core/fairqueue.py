@@ -14,9 +14,10 @@ exact and nothing drifts. Only the keys that order the heaps are rounded, to 2‚Å
 
 - Who begins to ask starts at its own tag or at virtual time, whichever is later: absence earns nothing,
   and leaving does not wipe out a lead.
-- Who leaves while it still asks (a VM that reboots, a connection that breaks) goes on where it was, at most
-  one sample ahead or behind: what it had too much is missing to the others, and many who come and go would
-  take a sample with them each time.
+- Who leaves while it still asks (a VM that reboots, a connection that breaks) goes on where it was against
+  those who stayed, at most one sample ahead or behind: what it had too much is missing to them, and many who
+  come and go would take a sample with them each time. (One that is heavier than all others together and
+  behind may lose most of a sample so; they lose nothing.)
 - Who is halted while it goes on asking (by its limit) still counts until it is one sample behind, so that
   a bucket that is briefly empty costs its domain nothing and gives nobody else its share. Then its limit
   is what binds it: it does not count, and is owed one sample at most when it returns. Until it has caught

@@ -48,6 +48,7 @@ from .quota import Quota
 
 MAX_SAMPLE = 65536
 MAX_DEPARTED = 8192
+MEMORY_NS = 60 * NS_PER_S  # a reboot takes less
 _LOOK_AGAIN_NS = NS_PER_S
 
 
@@ -96,6 +97,11 @@ class Scheduler:
         for domain in self._domains.values():
             domain.remember(size_bytes, domain.owed.at_ns)
             self._place(domain, domain.owed.at_ns)  # what it should be given next has changed
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the general part that are left in it for reservations."""
+        return self.reserved * self.gap_ns // NS_PER_S
 
     @property
     def operations(self) -> int:
@@ -151,11 +157,11 @@ class Scheduler:
         self._place(domain, now_ns)
 
     def forget(self, uuid: str, now_ns: int) -> None:
-        """The domain is gone. Its state is kept until it is that of a fresh one."""
+        """The domain is gone. Its state is kept for a minute, and until it is that of a fresh one."""
         self.want(uuid, 0, 0, now_ns)
         domain = self._departed[uuid] = self._domains.pop(uuid)
         self.reserved -= domain.quota.reservation
-        self._fading.put(domain, domain.fresh_ns())
+        self._fading.put(domain, max(domain.fresh_ns(), now_ns + MEMORY_NS))
         if len(self._departed) > MAX_DEPARTED and self._fading.top():
             del self._departed[self._fading.pop().uuid]  # whose state would be fresh soonest
 
@@ -166,7 +172,7 @@ class Scheduler:
         """
         self._advance(now_ns)
         due = self._due.top()
-        spare = max(0, available - self.reserved * self.gap_ns // NS_PER_S)
+        spare = max(0, available - self.kept)
         if due is not None:
             deadline_ns, _, domain = due
             if domain in self._seeds and seed_available >= domain.seed:
