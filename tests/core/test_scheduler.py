@@ -514,7 +514,7 @@ def test_a_forgotten_domain_is_remembered_until_it_is_like_a_fresh_one() -> None
 
 
 def test_a_lead_in_virtual_time_is_remembered_after_the_buckets_are_full() -> None:
-    host = Host({"heavy": Quota(weight=3000), "gone": Quota(weight=1)})
+    host = Host({"heavy": Quota(weight=3000), "gone": Quota(weight=1)}, chunk=512)
     while not host.got("gone"):
         host.run(0.2)
     assert host.got("gone") > 0
