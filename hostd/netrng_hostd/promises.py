@@ -21,12 +21,15 @@ SETTLE_S = 0.05  # changes that come together are decided on together
 
 @dataclass
 class Holding:
-    """One domain's: ``rank`` is the place of the first rule that matches it."""
+    """One domain's: ``rank`` is the place of the first rule that matches it; ``claims``: whether it may be
+    promised anything.
+    """
 
     name: str
     metadata: QuotaRule | None
     rank: int
     quota: Quota
+    claims: bool
     verdict: Verdict
 
     @property
@@ -57,44 +60,45 @@ class Promises:
     def __getitem__(self, uuid: str) -> Holding:
         return self._holdings[uuid]
 
-    def hold(self, uuid: str, name: str, metadata: QuotaRule | None) -> None:
-        """The domain is there, or its quota may have changed. All but a reservation counts at once."""
+    def hold(self, uuid: str, name: str, metadata: QuotaRule | None, claims: bool) -> None:
+        """The domain is there, or something about it has changed. All but a reservation counts at once."""
         known = self._holdings.get(uuid)
         matching = (place for place, rule in enumerate(self._rules) if rule.matches(name, uuid))
         rank = next(matching, len(self._rules))
         quota = resolve(self._rules, name, uuid, metadata)
-        verdict = known.verdict if known is not None else Verdict(PENDING if quota.reservation else NONE, 0)
-        self._holdings[uuid] = Holding(name, metadata, rank, quota, verdict)
+        verdict = known.verdict if known is not None else _undecided(quota)
+        self._holdings[uuid] = Holding(name, metadata, rank, quota, claims, verdict)
         if known is not None and known.in_force != self._holdings[uuid].in_force:
             self._changed(uuid)
         if quota.reservation or verdict.state != NONE:
-            self._decide_soon()
+            self.decide_soon()
 
     def drop(self, uuid: str) -> None:
         """The domain is gone, and what was promised to it is free."""
         if self._holdings.pop(uuid).quota.reservation:
-            self._decide_soon()
+            self.decide_soon()
 
     def use_rules(self, rules: Sequence[QuotaRule]) -> None:
         """New rules from a reload."""
         self._rules = tuple(rules)
         for uuid, holding in list(self._holdings.items()):
-            self.hold(uuid, holding.name, holding.metadata)
+            self.hold(uuid, holding.name, holding.metadata, holding.claims)
 
     def use_headroom(self, thousandths: int) -> None:
         self.admission.headroom = thousandths
-        self._decide_soon()
+        self.decide_soon()
 
     def learn(self, capacity: int | None) -> None:
         """What the source gives, in bytes per second, as it was measured last."""
         if self.admission.learn(capacity, time.monotonic_ns()):
-            self._decide_soon()
+            self.decide_soon()
 
     def close(self) -> None:
         if self._due is not None:
             self._due.cancel()
 
-    def _decide_soon(self) -> None:
+    def decide_soon(self) -> None:
+        """Verdicts anew, on all changes of the moment together."""
         if self._due is None:
             self._due = asyncio.get_running_loop().call_later(SETTLE_S, self._decide)
 
@@ -104,13 +108,13 @@ class Promises:
         verdicts = self.admission.decide(
             Claim(holding.rank, holding.name, uuid, holding.quota.reservation)
             for uuid, holding in self._holdings.items()
-            if holding.quota.reservation
+            if holding.quota.reservation and holding.claims
         )
         if self.admission.shrunk != was_shrunk:
             self._log_shrinking()
         for uuid, holding in self._holdings.items():
             before, in_force = holding.verdict, holding.in_force
-            holding.verdict = verdicts.get(uuid, Verdict(NONE, 0))
+            holding.verdict = verdicts.get(uuid, _undecided(holding.quota))
             if (holding.verdict.state == REFUSED) != (before.state == REFUSED):
                 self._log_verdict(holding)
             if holding.in_force != in_force:
@@ -139,3 +143,7 @@ class Promises:
             )  # fmt: skip
         else:
             log.info("the source gives %s: every reservation holds again", format_rate(admission.capacity))
+
+
+def _undecided(quota: Quota) -> Verdict:
+    return Verdict(PENDING if quota.reservation else NONE, 0)

@@ -31,7 +31,7 @@ log = logging.getLogger("netrng.roster")
 Connect = Callable[[], Awaitable[socket.socket]]
 OpenStream = Callable[[LiveDomain], Awaitable[socket.socket]]
 
-NOT_YET = "the source's capacity is not known yet, so its reservation cannot be promised"
+NOT_YET = "whether its reservation fits the source is not decided yet"
 
 
 class Metadata(NamedTuple):
@@ -151,7 +151,9 @@ class Roster:
                 if known.key in self._entries:
                     self._entries[known.key].channel.retry_now()
                 return
-        self.vanished(old)
+        if new.channel is None:
+            self.vanished(old)
+        self.without_channel.pop((old.uri, old.uuid), None)
         self.appeared(new, open_stream)
 
     def vanished(self, domain: LiveDomain) -> None:
@@ -192,13 +194,19 @@ class Roster:
         """One UUID has one bucket, so one quota: where two connections show it, the newest decides."""
         candidates = self._candidates.get(uuid)
         if candidates:
-            self.promises.hold(uuid, candidates[-1].name, candidates[-1].metadata.rule)
+            newest = candidates[-1]
+            self.promises.hold(uuid, newest.name, newest.metadata.rule, claims=self._may_claim(uuid))
         else:
             self.promises.drop(uuid)
 
+    def _may_claim(self, uuid: str) -> bool:
+        """Who is kept out by max_domains is promised nothing."""
+        served = any(candidate.key in self._entries for candidate in self._candidates[uuid])
+        return served or len(self._entries) < self._config.max_domains
+
     def _add(self, candidate: Candidate) -> None:
-        before = self._refusals.get(candidate.key)
-        self._remove(candidate.key)
+        """It may be known already, and is served anew then; its verdict stays."""
+        before = self._take_out(candidate.key)
         self._candidates.setdefault(candidate.uuid, []).append(candidate)
         self._hold(candidate.uuid)
         why = self._why_not(candidate)
@@ -233,16 +241,19 @@ class Roster:
     def _serve_refused(self) -> None:
         """Whether they are served now: somebody has left, or verdicts were given anew."""
         for refusal in self.refusals:
-            why = self._why_not(refusal.candidate)
+            candidate = refusal.candidate
+            if self.holding(candidate).claims != self._may_claim(candidate.uuid):
+                self._hold(candidate.uuid)
+            why = self._why_not(candidate)
             if not why:
-                del self._refusals[refusal.candidate.key]
-                self._serve(refusal.candidate)
+                del self._refusals[candidate.key]
+                self._serve(candidate)
             elif why != refusal.why:
                 refusal.why = why
-                self._log_refusal(refusal.candidate, why)
+                self._log_refusal(candidate, why)
 
     def _log_refusal(self, candidate: Candidate, why: str) -> None:
-        if why != NOT_YET:  # which is for a moment only
+        if why != NOT_YET:  # which is so for a moment only
             log.warning("%s: not served: %s", candidate.name, why)
 
     def _quota_changed(self, uuid: str) -> None:
@@ -255,18 +266,23 @@ class Roster:
             log.error("%s: no longer served: %s", name, where_raised(task.exception()))
 
     def _remove(self, key: tuple[str, str]) -> None:
+        if self._find(key) is not None:
+            self._take_out(key)
+            self._hold(key[1])
+
+    def _take_out(self, key: tuple[str, str]) -> Refusal | None:
+        """All but its quota; returns its refusal, if it is not served."""
         candidate = self._find(key)
-        if candidate is None:
-            return
-        self._candidates[candidate.uuid].remove(candidate)
-        if not self._candidates[candidate.uuid]:
-            del self._candidates[candidate.uuid]
-        self._refusals.pop(key, None)
+        if candidate is not None:
+            self._candidates[candidate.uuid].remove(candidate)
+            if not self._candidates[candidate.uuid]:
+                del self._candidates[candidate.uuid]
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._end(entry, "removed")
-        self._hold(candidate.uuid)
-        self._serve_refused()
+            if self._refusals:
+                self.promises.decide_soon()  # there is room
+        return self._refusals.pop(key, None)
 
     def _end(self, entry: Entry, reason: str) -> None:
         entry.channel.leaving = reason

@@ -245,6 +245,9 @@ def test_reservations_beyond_the_source_are_refused_until_there_is_room(tmp_path
         fits = ("promised", 6_000)
         wait_for(lambda: verdicts() == dict.fromkeys(names, fits), "all three are promised")
         assert [len(guest.sessions) for guest in served] == [1, 1, 1]
+        seeds = hostd.status()["reservoir"]["seed_stored"]
+        wait_for_more(served[0], 3_000, "served on")
+        assert hostd.status()["reservoir"]["seed_stored"] == seeds > 0, "no headroom, nothing for the reserve"
         assert hostd.log.count("its reservation of 7kB/s is refused") == 1
         assert hostd.log.count("is promised now") == 1
 

@@ -159,6 +159,33 @@ def test_samples_and_what_is_kept_follow_the_source_and_those_who_ask() -> None:
     asyncio.run(scenario(), debug=True)
 
 
+def test_a_reader_that_probes_replaces_what_the_dispatcher_has() -> None:
+    async def scenario() -> None:
+        dispatcher = make()
+        reservoir = dispatcher.reservoir
+        source = GoodThenStuck()
+        source.mended = True
+        reader = SourceReader(
+            source, HealthTests(), asyncio.get_running_loop(),
+            deliver=dispatcher.deliver, state_changed=lambda _: None, max_read=512,
+        )  # fmt: skip
+        dispatcher.feed_from(reader)
+        reader.start()
+        try:
+            await until(lambda: reservoir.room < 512)
+            before = bytes(reservoir._general._places)
+            reader.probe()
+            await until(lambda: dispatcher.ledger.source("source").destroyed > 2 * reservoir.general_size)
+            assert sum(a == b for a, b in zip(before, reservoir._general._places)) < len(before) // 20
+            await until(lambda: reader.capacity.rate)
+            dispatcher.check()
+        finally:
+            await asyncio.to_thread(reader.stop)
+            dispatcher.stop()
+
+    asyncio.run(scenario(), debug=True)
+
+
 def test_an_alarm_destroys_what_is_unsent_everywhere() -> None:
     async def scenario() -> None:
         taker = Taker()

@@ -79,6 +79,21 @@ def test_capacity_is_a_mean_over_the_last_ten_seconds() -> None:
     assert meter.rate == 500
 
 
+def test_a_read_that_hung_says_nothing_of_the_source_before_and_after() -> None:
+    meter = CapacityMeter()
+    read_on(meter, S, 10_000, 3)
+    assert not meter.add(1_000, 34 * S)
+    assert meter.rate == 10_000
+    assert [meter.add(1_000, 34 * S + step * 100 * MS) for step in range(1, 11)] == [False] * 9 + [True]
+    assert (meter.rate, meter.measured_ns) == (10_000, 35 * S)
+
+
+def test_a_source_that_is_always_slow_is_measured() -> None:
+    meter = CapacityMeter()
+    assert [meter.add(32, step * 4 * S) for step in range(1, 7)] == [False, False, False, True, True, True]
+    assert meter.rate == 8
+
+
 def test_what_was_measured_before_a_failure_is_mixed_with_nothing() -> None:
     meter = CapacityMeter()
     read_on(meter, S, 10_000, 2)

@@ -18,7 +18,7 @@ from tests.edge.rig import until
 from netrng_hostd.core.health import HealthTests, Verdict
 from netrng_hostd.sources import Source, SourceFailure, make_source
 from netrng_hostd.sources.pace import ALARM_MEMORY_NS
-from netrng_hostd.sources.reader import Delivery, SourceReader, SourceState
+from netrng_hostd.sources.reader import LOOK_NS, Delivery, SourceReader, SourceState
 
 
 def noise(length: int, key: bytes = b"netrng") -> bytes:
@@ -530,11 +530,13 @@ class Steady:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.given = 0
+        self.given = self.looks = 0
 
     def open(self) -> None: ...
     def close(self) -> None: ...
-    def kernel_name(self) -> None: ...
+
+    def kernel_name(self) -> None:
+        self.looks += 1
 
     def read_into(self, view: memoryview) -> int:
         view[:] = noise(len(view), b"%d" % self.given)
@@ -543,7 +545,11 @@ class Steady:
         return len(view)
 
 
-def test_a_probe_measures_though_nobody_has_room_and_then_stops_by_itself() -> None:
+def test_a_probe_measures_though_nobody_has_room_and_then_stops_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("netrng_hostd.sources.reader.WAKE_S", 0.005)
+
     async def scenario() -> None:
         clock, collector = Clock(), Collector()
         source = Steady(clock)
@@ -554,8 +560,14 @@ def test_a_probe_measures_though_nobody_has_room_and_then_stops_by_itself() -> N
             reader.probe()
             await until(lambda: reader.capacity.rate is not None and collector.read == source.given)
             assert reader.capacity.rate == 10_000
-            assert collector.read > 10_000
+            given = source.given
+            assert given > 10_000
             assert len(collector.released) == before  # nobody has room: tested, and thrown away
+            for _ in range(3):  # it looks whether it may read on, and may not
+                looked = source.looks
+                clock.now_ns += LOOK_NS
+                await until(lambda looked=looked: source.looks > looked)  # type: ignore[misc]
+            assert source.given == given
             reader.allow(collector.read + 5_000)
             await until(lambda: len(collector.released) > before)
         assert collector.read == len(collector.released) + collector.discarded + collector.deliveries[-1].held

@@ -22,7 +22,7 @@ from netrng_hostd.core.reservoir import Reservoir
 from netrng_hostd.core.scheduler import Scheduler
 from netrng_hostd.dispatch import Dispatcher
 from netrng_hostd.hypervisor.domain_xml import LiveChannel, LiveDomain, QuotaElement
-from netrng_hostd.roster import NOT_YET, Roster, static_uuid
+from netrng_hostd.roster import NOT_YET, Candidate, Roster, static_uuid
 from netrng_hostd.sources.reader import Delivery
 
 UUID = "8b1fdb5e-0000-4000-8000-000000000001"
@@ -158,7 +158,7 @@ def test_more_domains_than_admitted_are_refused_once_in_the_log(
                 roster.appeared(domain(tmp_path / "b", "b", uuid=UUID[:-1] + "2"), None)
             assert [entry.candidate.name for entry in roster.entries] == ["a"]
             roster.vanished(domain(tmp_path / "a", "a"))
-            assert [entry.candidate.name for entry in roster.entries] == ["b"], "there is room"
+            await until(lambda: [entry.candidate.name for entry in roster.entries] == ["b"])  # there is room
 
     run(scenario)
     assert sum("max_domains" in record.message for record in caplog.records) == 1
@@ -343,6 +343,7 @@ def test_a_domain_that_is_admitted_later_has_its_metadata_still(tmp_path: Path) 
             roster.appeared(typo, None)
             roster.changed(typo, with_quota(later, weight="9"), None)
             roster.vanished(first)
+            await until(lambda: roster.entries)
             assert quota_of(roster).weight == 9
 
     run(scenario)
@@ -360,6 +361,11 @@ def states(roster: Roster) -> dict[str, tuple[str, int]]:
     return {name: (each.verdict.state, each.in_force.reservation) for name, each in held.items()}
 
 
+async def settled(roster: Roster) -> None:
+    """Until no decision is due."""
+    await until(lambda: roster.promises._due is None)
+
+
 def test_a_reservation_that_does_not_fit_is_refused_said_once_and_promised_when_there_is_room(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -373,7 +379,8 @@ def test_a_reservation_that_does_not_fit_is_refused_said_once_and_promised_when_
             assert len(roster.entries) == 2
             roster.promises.learn(9_900)
             roster.use([dataclasses.replace(RESERVED, weight=7)], AdmissionConfig())
-            await until(lambda: in_force(dispatcher, OTHER).weight == 7)
+            await settled(roster)
+            assert in_force(dispatcher, OTHER) == Quota("reserved", 0, 7)
             roster.vanished(first)
             await until(lambda: in_force(dispatcher, OTHER).reservation == 6_000)
 
@@ -435,6 +442,80 @@ def test_reservations_shrink_in_proportion_when_the_source_gives_less(
         "the source gives 4kB/s, less than the 8kB/s that are promised: every reservation holds to 45 %",
         "the source gives 10kB/s: every reservation holds again",
     ]
+
+
+def test_a_withdrawn_reservation_is_promised_no_more(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with rosters(16, RESERVED) as (roster, _):
+            before = domain(tmp_path / "a", "a")
+            roster.appeared(before, None)
+            await until(lambda: states(roster) == {"a": ("promised", 6_000)})
+            roster.changed(before, with_quota(before, reservation="0"), None)
+            await settled(roster)
+            assert states(roster) == {"a": ("none", 0)}
+
+    run(scenario)
+
+
+def test_who_is_kept_out_by_max_domains_is_promised_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with rosters(1, RESERVED, capacity=10_000) as (roster, _):
+            first = domain(tmp_path / "z", "z")
+            roster.appeared(first, None)
+            roster.appeared(domain(tmp_path / "a", "a", uuid=OTHER), None)
+            await until(lambda: states(roster) == {"z": ("promised", 6_000), "a": ("pending", 0)})
+            roster.changed(first, with_quota(first, reservation="9kB/s"), None)
+            await until(lambda: states(roster) == {"z": ("promised", 9_000), "a": ("pending", 0)})
+            roster.vanished(first)
+            await until(lambda: states(roster) == {"a": ("promised", 6_000)})
+
+    run(scenario)
+
+
+def test_a_channel_that_moves_keeps_its_promise_and_is_served_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with rosters(16, RESERVED, policy="refuse", capacity=10_000) as (roster, dispatcher):
+            before = domain(tmp_path / "a", "a")
+            roster.appeared(before, None)
+            refused = domain(tmp_path / "b", "b", uuid=OTHER)
+            roster.appeared(refused, None)
+            await until(lambda: states(roster) == {"a": ("promised", 6_000), "b": ("refused", 0)})
+            after = domain(tmp_path / "elsewhere", "a")
+            roster.changed(before, after, None)
+            assert roster.entries[0].candidate.path == str(tmp_path / "elsewhere")
+            assert in_force(dispatcher).reservation == 6_000
+            roster.changed(refused, domain(tmp_path / "there", "b", uuid=OTHER), None)
+            await settled(roster)
+            assert states(roster) == {"a": ("promised", 6_000), "b": ("refused", 0)}
+
+    run(scenario)
+    assert sum("b: " in record.getMessage() for record in caplog.records) == 2, "refused, and not served"
+
+
+def test_many_that_are_refused_leave_at_little_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+    why_not = Roster._why_not
+
+    def counted(roster: Roster, candidate: Candidate) -> str:
+        nonlocal looks
+        looks += 1
+        return why_not(roster, candidate)
+
+    monkeypatch.setattr(Roster, "_why_not", counted)
+
+    async def scenario() -> None:
+        async with rosters(1) as (roster, _):
+            many = [domain(tmp_path / "x", f"vm{n}", uuid=f"{UUID[:-4]}{n:04}") for n in range(300)]
+            for each in many:
+                roster.appeared(each, None)
+            for each in many:
+                roster.vanished(each)
+            await settled(roster)
+            assert looks < 3 * len(many)
+
+    run(scenario)
 
 
 def test_a_raised_max_domains_serves_those_that_waited(tmp_path: Path) -> None:

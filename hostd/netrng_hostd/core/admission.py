@@ -55,6 +55,7 @@ class Admission:
     def __init__(self, headroom: int) -> None:
         self.headroom = headroom
         self.capacity: int | None = None  # that counts, see above
+        self.promisable = 0  # the sum that may be promised, as of the last decision; 0 without a capacity
         self.shrunk = False
         self._promised: dict[str, int] = {}
         self._higher_ns: int | None = None  # since when it has been measured higher than counts
@@ -64,11 +65,6 @@ class Admission:
     def promised(self) -> int:
         """The sum of all promises, unshrunk."""
         return sum(self._promised.values())
-
-    @property
-    def promisable(self) -> int:
-        """The sum that may be promised; 0 while no capacity is known."""
-        return (self.capacity or 0) * (1000 - self.headroom) // 1000
 
     def learn(self, capacity: int | None, now_ns: int) -> bool:
         """The capacity as it was measured last; whether the one that counts has changed."""
@@ -97,6 +93,7 @@ class Admission:
         self._promised = {
             uuid: min(promise, wanted[uuid]) for uuid, promise in self._promised.items() if wanted.get(uuid)
         }
+        self.promisable = (self.capacity or 0) * (1000 - self.headroom) // 1000
         if self.capacity is not None:
             self._promise(ordered)
         total, promisable = self.promised, self.promisable

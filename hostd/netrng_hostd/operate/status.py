@@ -36,7 +36,7 @@ DOMAIN_STATES = {
 }
 ADMISSION_STATES = {
     "none": "it has no reservation",
-    "pending": "the source's capacity is not known yet: nothing can be promised",
+    "pending": "not decided yet: the source's capacity is not known, or it has only just come",
     "promised": "the reservation holds",
     "shrunk": "the source gives less than what is promised to all: every reservation holds in proportion",
     "refused": "the reservation does not fit beside those promised already; it is, as soon as there is room",

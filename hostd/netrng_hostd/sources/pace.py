@@ -39,7 +39,9 @@ class CapacityMeter:
     ``rate`` is in bytes per second, None until a second of reading on end has been seen: the mean over the
     seconds of that kind that ended in the last ten. ``measured_ns`` is the monotonic time of the last one's
     end. After a wait the first quarter of a second does not count: it may find what a device, or a pipe, has
-    saved up meanwhile.
+    saved up meanwhile. Nor does a measurement that took more than twice its second, unless the one before did
+    so too: a read that hung for a while says nothing of the source before and after, while one that is always
+    so slow is.
     """
 
     def __init__(self) -> None:
@@ -48,6 +50,7 @@ class CapacityMeter:
         self._resumed_ns: int | None = None
         self._since_ns: int | None = None
         self._bytes = 0
+        self._slow = False
         self._seconds: deque[tuple[int, int, int]] = deque()  # (end, bytes, duration)
 
     def waited(self) -> None:
@@ -71,6 +74,10 @@ class CapacityMeter:
         self._bytes += count
         elapsed_ns = ended_ns - self._since_ns
         if elapsed_ns < MEASURE_NS:
+            return False
+        was_slow, self._slow = self._slow, elapsed_ns > 2 * MEASURE_NS
+        if self._slow and not was_slow:
+            self._since_ns, self._bytes = ended_ns, 0
             return False
         seconds = self._seconds
         seconds.append((ended_ns, self._bytes, elapsed_ns))

@@ -230,6 +230,7 @@ class SourceReader:
         """A source that is opened again may be another one: what waits for its window is not released."""
         self.read_since_ns = None
         self.capacity.failed()
+        self._probing = True  # also so that it gets the bytes of its start-up, whether there is room or not
         with self._keeping:
             discarded = self._health.restart()
             if discarded and not self._stopping:
