@@ -154,9 +154,15 @@ def limits(seconds: float) -> Iterator[Line]:
 
 
 def reservations(seconds: float, adaptive: bool = False, greedy: int = 100) -> Iterator[Line]:
-    """Reservations of 65 % of the source among greedy ones and ten that reconnect, flood or never read."""
-    sim = Simulation(traces.steady(RATE), adaptive=adaptive, gap_ns=KEEP * NS_PER_S // RATE, rate=RATE)
-    rates = (3000, 1500, 900, 100, *[10] * 100)
+    """All that may be promised, among greedy ones and ten that reconnect, flood or never read.
+
+    The seed reserve is empty at first, and wants its part of the source.
+    """
+    sim = Simulation(
+        traces.steady(RATE), adaptive=adaptive, gap_ns=KEEP * NS_PER_S // RATE, rate=RATE,
+        reservoir=Reservoir(RESERVOIR, SEED_RESERVE),
+    )  # fmt: skip
+    rates = (4000, 2000, 900, 100, *[20] * 100)
     shortfall = Shortfall(since_ns=3 * NS_PER_S)  # once what is kept for them is there
     sim.watches.append(shortfall)
     for i, rate in enumerate(rates):

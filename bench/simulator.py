@@ -180,7 +180,7 @@ class Simulation:
         now_ns = self.now_ns
         while self._arrival[0] <= now_ns:
             lump = min(self._arrival[1], self.reservoir.room)  # what there is no room for is not read
-            self.reservoir.put(bytearray(lump))
+            self.reservoir.put(bytearray(lump), self.scheduler.kept)
             if self._maximum is not None:
                 self._arrived.append(self._arrival)
                 self._arrived_sum += self._arrival[1]
