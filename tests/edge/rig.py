@@ -188,6 +188,8 @@ class Guest(threading.Thread):
 class Hostd:
     """The daemon as a process of its own, with its log and its status."""
 
+    python = (sys.executable, "-X", "dev")
+
     def __init__(self, folder: Path, config: str) -> None:
         self.folder = folder
         self.config = folder / "hostd.toml"
@@ -203,7 +205,7 @@ class Hostd:
         before = self.log.count("daemon: ready")
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-X", "dev", "-m", "netrng_hostd", "run", "--config", str(self.config)],
+                [*self.python, "-m", "netrng_hostd", "run", "--config", str(self.config)],
                 stderr=log,
                 env={**ENVIRONMENT, **environment},
             )

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real daemon of this checkout, set up for one run of the benchmark."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import psutil
+
+from bench.fleet import Fleet, Group
+from tests.edge import rig
+
+Say = Callable[[str], None]
+SMALL_RESERVOIR = '[reservoir]\nsize = "16KiB"\nseed_reserve = "2KiB"\n'  # the reserve is full again soon
+STOP_S = 60.0  # thousands of channels say goodbye
+
+
+class Hostd(rig.Hostd):
+    """As users run it, without Python's development mode."""
+
+    python = (sys.executable,)
+
+    @property
+    def sample_size(self) -> int:
+        """Bytes, as now in force."""
+        status = self.status()
+        return int(status.get("sample_size_effective") or status["sample_size"])
+
+    def cpu_s(self) -> float:
+        """Seconds of CPU time so far."""
+        assert self.process is not None
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Path]:
+    """A new one, removed afterwards; its path is short, for sockets."""
+    with tempfile.TemporaryDirectory(prefix="netrng-bench-") as path:
+        yield Path(path)
+
+
+def config(place: Path, names: Sequence[str], source: str, kind: str = "prng", extra: str = "") -> str:
+    """hostd.toml for the static sockets `names` in `place`; `extra` holds whole tables."""
+    channels = "".join(f'[[channel]]\nname = "{name}"\npath = "{place / name}.sock"\n' for name in names)
+    described = f'[[source]]\nname = "bench"\nkind = "{kind}"\npath = "{source}"\n'
+    return "[libvirt]\nuris = []\n" + extra + described + channels
+
+
+@contextlib.contextmanager
+def serving(
+    place: Path, groups: Sequence[Group], source: str, say: Say, kind: str = "prng", extra: str = SMALL_RESERVOIR
+) -> Iterator[tuple[Hostd, Fleet]]:
+    """hostd and the ends of `groups`, all of them open; the deaf and the restless may be in between."""
+    with Fleet(place, groups) as fleet, Hostd(place, config(place, fleet.names, source, kind, extra)) as hostd:
+        hostd.start()
+        lasting = sum(group.count for group in groups if group.kind in ("greedy", "modest"))
+        fleet.wait("open", lasting, say)
+        yield hostd, fleet

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a series of arrivals says about limits, reservations and shares.  Pure, in integers.
+
+A series is two sequences of one length: instants in nanoseconds, ascending, and sizes in bytes.  Both passes
+look at every interval there is, in linear time: the worst interval that ends at an arrival begins where a
+running minimum lies, as in Kadane's pass over sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+NS_PER_S = 1_000_000_000
+
+
+def most_above(times_ns: Sequence[int], sizes: Sequence[int], rate: int) -> int:
+    """The most bytes that any closed interval w holds beyond rate · w, rounded up; 0 without arrivals.
+
+    A limit is kept if this is at most its burst, and one sample where a seed may overdraw it.
+    """
+    total, least, most = 0, None, 0
+    for time_ns, size in zip(times_ns, sizes):
+        before = total * NS_PER_S - rate * time_ns
+        least = before if least is None else min(least, before)
+        total += size
+        most = max(most, total * NS_PER_S - rate * time_ns - least)
+    return -(-most // NS_PER_S)
+
+
+def most_below(
+    times_ns: Sequence[int], sizes: Sequence[int], rate: int, begun_ns: int, ended_ns: int
+) -> int:
+    """The most bytes that any open interval w from begun_ns to ended_ns lacks of rate · w, rounded up.
+
+    Arrivals outside are passed over.  A reservation is kept if this is at most one sample.
+    """
+    least, total, most = rate * begun_ns, 0, 0
+    for time_ns, size in [*zip(times_ns, sizes), (ended_ns, 0)]:
+        if begun_ns <= time_ns <= ended_ns:
+            most = max(most, rate * time_ns - total * NS_PER_S - least)
+            total += size
+            least = min(least, rate * time_ns - total * NS_PER_S)
+    return -(-most // NS_PER_S)
+
+
+def jain(shares: Sequence[float]) -> float:
+    """Jain's index (Jain, Chiu and Hawe 1984): 1 if all are equal, 1/n if one has all; 1 for none."""
+    squares = sum(share * share for share in shares)
+    return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
+
+
+def worst_error(marks: Sequence[Sequence[int]], weights: Sequence[int]) -> float:
+    """How far anybody is from its exact share over any interval between two marks, in bytes.
+
+    ``marks[k][i]`` is what rival i had at mark k, in bytes.  The exact share of what all of them got in an
+    interval is by ``weights``: they all ask all the time.
+    """
+    whole, worst = sum(weights), 0.0
+    for i, weight in enumerate(weights):
+        leads = [mark[i] - sum(mark) * weight / whole for mark in marks]
+        worst = max(worst, max(leads) - min(leads))
+    return worst
