@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.fleet import Fleet, Group
+from bench.fleet import BenchError, Fleet, Group
 from tests.edge import rig
 
 Say = Callable[[str], None]
@@ -25,6 +25,16 @@ class Hostd(rig.Hostd):
     """As users run it, without Python's development mode."""
 
     python = (sys.executable,)
+
+    def start(self, ready: bool = True, **environment: str) -> Hostd:
+        """Raises BenchError when it does not start."""
+        super().start(ready=False, **environment)
+        process = self.process
+        assert process is not None
+        rig.wait_for(lambda: "daemon: ready" in self.log or process.poll() is not None, "hostd is ready")
+        if process.poll() is not None:
+            raise BenchError(f"netrng-hostd does not start: {self.log.strip()}")
+        return self
 
     @property
     def sample_size(self) -> int:
@@ -56,10 +66,10 @@ def folder() -> Iterator[Path]:
 
 
 def config(place: Path, names: Sequence[str], source: str, kind: str = "prng", extra: str = "") -> str:
-    """hostd.toml for the static sockets `names` in `place`; `extra` holds whole tables."""
+    """hostd.toml for the static sockets `names` in `place`; `extra` goes before all tables."""
     channels = "".join(f'[[channel]]\nname = "{name}"\npath = "{place / name}.sock"\n' for name in names)
     described = f'[[source]]\nname = "bench"\nkind = "{kind}"\npath = "{source}"\n'
-    return "[libvirt]\nuris = []\n" + extra + described + channels
+    return extra + "[libvirt]\nuris = []\n" + described + channels
 
 
 @contextlib.contextmanager
