@@ -333,8 +333,9 @@ class Ends:
             self.ends[name].begin()
         return len(names)
 
-    def _progress(self) -> dict[str, int]:
-        ends = self.ends.values()
+    def _progress(self, names: list[str]) -> dict[str, int]:
+        """How many of them have a session, and have had a seed."""
+        ends = [self.ends[name] for name in names]
         return {
             "open": sum(end.open for end in ends),
             "seeded": sum(end.taken >= wire.SEED_SIZE for end in ends),

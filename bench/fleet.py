@@ -40,6 +40,11 @@ class Group:
     waits: bool = False
 
     @property
+    def lasts(self) -> bool:
+        """Whether its sessions last."""
+        return self.kind in ("greedy", "modest")
+
+    @property
     def names(self) -> list[str]:
         return [f"{self.name}-{number}" for number in range(self.count)]
 
@@ -90,16 +95,17 @@ class Fleet:
         times_ns, sizes = self._say({"command": "series", "name": name})
         return times_ns, sizes
 
-    def wait(self, key: str, count: int, say: Callable[[str], None], deadline_s: float = 120.0) -> None:
-        """Until that many are "open" or "seeded"."""
+    def wait(self, key: str, say: Callable[[str], None], deadline_s: float = 120.0) -> None:
+        """Until all that last are "open" or "seeded".  Raises BenchError after the deadline."""
+        names = [name for group in self.groups if group.lasts for name in group.names]
         began, told = time.monotonic(), time.monotonic()
-        while (found := self._say({"command": "progress"})[key]) < count:
+        while (found := self._say({"command": "progress", "names": names})[key]) < len(names):
             now = time.monotonic()
             if now - began > deadline_s:
-                raise BenchError(f"{found} of {count} ends are {key} after {deadline_s:.0f} s")
+                raise BenchError(f"{found} of {len(names)} ends are {key} after {deadline_s:.0f} s")
             if now - told > 5:
                 told = now
-                say(f"{found} of {count} ends are {key}")
+                say(f"{found} of {len(names)} ends are {key}")
             time.sleep(0.1)
 
     def close(self) -> None:

@@ -8,17 +8,21 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
 
 from bench.fleet import BenchError, Fleet, Group
+from netrng_hostd.core.domain import SEED_SIZE
 from tests.edge import rig
 
 Say = Callable[[str], None]
 SMALL_RESERVOIR = '[reservoir]\nsize = "16KiB"\nseed_reserve = "2KiB"\n'  # the reserve is full again soon
 STOP_S = 60.0  # thousands of channels say goodbye
+STEADY_S = 4.0  # the sample size is that of a rate which is a mean of ten seconds
+SETTLE_S = 30.0
 
 
 class Hostd(rig.Hostd):
@@ -41,6 +45,20 @@ class Hostd(rig.Hostd):
         """Bytes, as now in force."""
         status = self.status()
         return int(status.get("sample_size_effective") or status["sample_size"])
+
+    def settle(self, say: Say) -> None:
+        """Until the sample size stays as it is and the seed reserve is full, or half a minute is over."""
+        say("waits until the sample size is steady and the seed reserve full")
+        end_s = time.monotonic() + SETTLE_S
+        size, since_s = 0, time.monotonic()
+        while time.monotonic() < end_s:
+            if (now := self.sample_size) != size:
+                size, since_s = now, time.monotonic()
+            stored = self.status()["reservoir"]
+            full = stored["seed_stored"] + SEED_SIZE > stored["seed_reserve"]
+            if full and time.monotonic() - since_s > STEADY_S:
+                return
+            time.sleep(0.5)
 
     def cpu_s(self) -> float:
         """Seconds of CPU time so far."""
@@ -76,9 +94,8 @@ def config(place: Path, names: Sequence[str], source: str, kind: str = "prng", e
 def serving(
     place: Path, groups: Sequence[Group], source: str, say: Say, kind: str = "prng", extra: str = SMALL_RESERVOIR
 ) -> Iterator[tuple[Hostd, Fleet]]:
-    """hostd and the ends of `groups`, all of them open; the deaf and the restless may be in between."""
+    """hostd and the ends of `groups`, all that last are open."""
     with Fleet(place, groups) as fleet, Hostd(place, config(place, fleet.names, source, kind, extra)) as hostd:
         hostd.start()
-        lasting = sum(group.count for group in groups if group.kind in ("greedy", "modest"))
-        fleet.wait("open", lasting, say)
+        fleet.wait("open", say)
         yield hostd, fleet

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make bench-fairness`: what the quotas promise, measured, one line for each; exit 1 if any is SHORT.
+
+`python -m bench.fairness [NAME …]` runs only what is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from bench import shares
+from bench.fleet import BenchError
+from bench.hostd import Say
+from bench.line import Line, report
+
+RUNS: dict[str, Callable[[Say], Iterator[Line]]] = {
+    **{f"equal-{count}": functools.partial(shares.equal, count) for count in (1, 16, 256, 1000, 4000)},
+    "weights": shares.weighted,
+    "limits": shares.limited,
+    "reservations": shares.reserved,
+}
+
+
+def run(names: list[str]) -> Iterator[Line]:
+    """The lines of the runs so named."""
+    began = time.monotonic()
+    for name in names:
+
+        def say(text: str, name: str = name) -> None:
+            print(f"[{time.monotonic() - began:4.0f} s] {name}: {text}", file=sys.stderr, flush=True)
+
+        say("begins")
+        yield from RUNS[name](say)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench.fairness", description="Measures what the quotas promise.")
+    parser.add_argument("name", nargs="*", metavar="NAME", help="of: " + ", ".join(RUNS))
+    names = parser.parse_args().name
+    unknown = sorted(set(names) - RUNS.keys())
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; allowed: {', '.join(RUNS)}")
+    try:
+        return report(run(names or list(RUNS)))
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

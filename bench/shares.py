@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who gets how much of a slow source: equal shares, weights, limits, reservations, hostile neighbours.
+
+The real daemon and protocol ends, on a FIFO that gives 10 kB/s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from bench.fleet import Fleet, Group, Mark
+from bench.hostd import SMALL_RESERVOIR, Hostd, Say, folder, serving
+from bench.line import Line
+from bench.series import jain, most_above, most_below, worst_error
+from bench.throttle import throttled
+
+RATE = 10_000  # bytes per second
+NS_PER_S = 1_000_000_000
+DUE = 16  # samples, from which Jain's index is judged
+MARKS = 10  # looks at what everybody has, in one measurement
+JUDGED_BY_JAIN = 1000  # domains; for more it would take minutes
+HOSTILE = ("rubbish", "grants", "knocks", "deaf", "restless")
+
+
+class Measured(NamedTuple):
+    """Looks at what each end has, and the largest sample in force between the first and the last."""
+
+    marks: list[Mark]
+    sample_size: int
+
+    @property
+    def seconds(self) -> float:
+        return (self.marks[-1].ns - self.marks[0].ns) / NS_PER_S
+
+    def got(self, names: Sequence[str]) -> list[int]:
+        """Bytes for each."""
+        return [b - a for a, b in zip(self.marks[0].of(names), self.marks[-1].of(names))]
+
+    def error(self, names: Sequence[str], weights: Sequence[int]) -> float:
+        return worst_error([mark.of(names) for mark in self.marks], weights)
+
+
+@contextlib.contextmanager
+def scarce(groups: Sequence[Group], say: Say, quotas: str = "") -> Iterator[tuple[Hostd, Fleet]]:
+    """hostd on the slow source, all ends seeded, the beginning over."""
+    with folder() as place:
+        fifo = place / "source"
+        with (
+            throttled(fifo, RATE),
+            serving(place, groups, str(fifo), say, extra=SMALL_RESERVOIR + quotas) as (hostd, fleet),
+        ):
+            fleet.wait("seeded", say)
+            hostd.settle(say)
+            yield hostd, fleet
+
+
+def quota(name: str, **keys: int) -> str:
+    """The [[quota]] of a group."""
+    lines = "".join(f"{key} = {value}\n" for key, value in keys.items())
+    return f'[[quota]]\nname = "{name}"\nmatch = ["{name}-*"]\n{lines}'
+
+
+def measure(hostd: Hostd, fleet: Fleet, seconds: float, say: Say) -> Measured:
+    """What each end gets in that time."""
+    say(f"measures for {seconds:.0f} s")
+    sample_size = hostd.sample_size
+    began = time.monotonic()
+    marks = [fleet.mark()]
+    for number in range(1, MARKS + 1):
+        time.sleep(max(0.0, began + seconds * number / MARKS - time.monotonic()))
+        marks.append(fleet.mark())
+    return Measured(marks, max(sample_size, hostd.sample_size))
+
+
+def equal(count: int, say: Say) -> Iterator[Line]:
+    """All alike and greedy."""
+    group = Group("vm", count)
+    with scarce([group], say) as (hostd, fleet):
+        seconds = (DUE + 1) * count * hostd.sample_size / RATE
+        measured = measure(hostd, fleet, min(max(seconds, 10), 60), say)
+    got, size = measured.got(group.names), measured.sample_size
+    what = f"{count} equal, greedy, {RATE // 1000} kB/s"
+    if count == 1:
+        part = got[0] / (RATE * measured.seconds)
+        yield Line(f"{what}: what one alone gets", f"{part:.1%}", ">= 98% of the source", part >= 0.98)
+        return
+    error = measured.error(group.names, [1] * count) / size
+    yield Line(f"{what}: error in any interval", f"{error:.2f} samples of {size} B", "<= 1", error <= 1)
+    due = sum(got) / count / size
+    if due >= DUE:
+        index = jain(got)
+        yield Line(f"{what}: Jain, each due {due:.1f} samples", f"{index:.5f}", ">= 0.999", index >= 0.999)
+
+
+def weighted(say: Say) -> Iterator[Line]:
+    """1:2:4:8, among modest ones and such as come and go."""
+    groups = [Group(f"weight{weight}", 4) for weight in (1, 2, 4, 8)]
+    others = [Group("modest", 4, "modest", rate=50), Group("vanishing", 4, "vanishing", after_s=3)]
+    quotas = "".join(quota(f"weight{weight}", weight=100 * weight) for weight in (1, 2, 4, 8))
+    names = [name for group in groups for name in group.names]
+    weights = [weight for weight in (1, 2, 4, 8) for _ in range(4)]
+    with scarce([*groups, *others], say, quotas) as (hostd, fleet):
+        measured = measure(hostd, fleet, 40, say)
+    got, size = measured.got(names), measured.sample_size
+    exact = [sum(got) * weight / sum(weights) for weight in weights]
+    errors = [abs(found - due) / max(size, due / 100) for found, due in zip(got, exact)]
+    what = "weights 1:2:4:8, others modest and vanishing"
+    samples = measured.error(names, weights) / size
+    share = max(abs(found - due) / due for found, due in zip(got, exact))
+    yield Line(
+        f"{what}: error", f"{share:.2%}; in any interval {samples:.2f} samples of {size} B",
+        "<= 1% or 1 sample", max(errors) <= 1,
+    )  # fmt: skip
+
+
+def limited(say: Say) -> Iterator[Line]:
+    """Who asks for all it can get gets its limit, and no more."""
+    limits = {200: 64, 500: 4096, 1000: 512}  # and their bursts
+    groups = [Group(f"limit{limit}", 2, recorded=True) for limit in limits]
+    quotas = "".join(quota(f"limit{limit}", limit=limit, burst=burst) for limit, burst in limits.items())
+    least, most = [], []
+    with scarce([*groups, Group("others", 2)], say, quotas) as (hostd, fleet):
+        measured = measure(hostd, fleet, 30, say)
+        for group, (limit, burst) in zip(groups, limits.items()):
+            least += [got / (limit * measured.seconds) for got in measured.got(group.names)]
+            most += [most_above(*fleet.series(name), limit) - burst for name in group.names]
+    size = measured.sample_size
+    what = "limits of 200, 500 and 1,000 B/s"
+    yield Line(f"{what}: delivered, at least", f"{min(least):.1%}", ">= 95%", min(least) >= 0.95)
+    yield Line(
+        f"{what}: above burst + limit · w, in any interval", f"{max(most)} B", f"<= 1 sample ({size} B)",
+        max(most) <= size,
+    )  # fmt: skip
+
+
+def reserved(say: Say) -> Iterator[Line]:
+    """A reservation among 100 greedy and ten hostile, and what the hostile cost those 100."""
+    rate = 2000
+    one, others = Group("reserved", 1, recorded=True), Group("greedy", 100)
+    quotas = quota("reserved", reservation=rate)
+    runs = []
+    for last in ([Group(kind, 2, kind) for kind in HOSTILE], [Group("more", 10)]):
+        with scarce([one, others, *last], say, quotas) as (hostd, fleet):
+            measured = measure(hostd, fleet, 40, say)
+            marks = measured.marks
+            times_ns, sizes = fleet.series(one.names[0])
+            runs.append((measured, most_below(times_ns, sizes, rate, marks[0].ns, marks[-1].ns)))
+    (hostile, short), (greedy, short_among_greedy) = runs
+    size = hostile.sample_size
+    what = f"reservation of {rate} B/s among 100 greedy"
+    for neighbours, shortfall in (("10 hostile", short), ("10 more greedy", short_among_greedy)):
+        yield Line(
+            f"{what} and {neighbours}: shortfall", f"{shortfall} B", f"<= 1 sample ({size} B)",
+            shortfall <= size,
+        )  # fmt: skip
+    mean = sum(greedy.got(others.names)) / others.count / greedy.seconds
+    least = min(hostile.got(others.names)) / hostile.seconds
+    slack = max(size / hostile.seconds, mean / 100)
+    yield Line(
+        "10 hostile ones cost 100 others: the least share", f"{least:.1f} B/s",
+        f">= {mean:.1f} B/s, as among 10 more greedy, less 1 sample or 1% ({slack:.1f} B/s)",
+        least >= mean - slack,
+    )  # fmt: skip
