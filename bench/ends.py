@@ -56,7 +56,7 @@ class End:
         self._nonces = 0
         self._decoder = wire.Decoder(from_host=True, max_payload=wire.GUEST_MAX_PAYLOAD)
 
-    def accept(self) -> None:
+    def accept(self, events: int, now_ns: int) -> None:
         if self.conn is not None:
             self.hang_up()
         self.conn, _ = self.listener.accept()
@@ -207,9 +207,9 @@ class Flooding(End):
         self._flood = b""
         self._rest = memoryview(b"")  # of what is being sent: half a frame would spoil the next
 
-    def accept(self) -> None:
+    def accept(self, events: int, now_ns: int) -> None:
         self._rest = memoryview(b"")
-        super().accept()
+        super().accept(events, now_ns)
 
     def send(self, frame: wire.Control) -> None:
         """In turn with the flood, never in the midst of one of its frames."""
@@ -268,7 +268,7 @@ class Ends:
             for name in group["names"]:
                 end = KINDS[group["kind"]](folder / f"{name}.sock", group, self)
                 self.ends[name] = end
-                self.watch(end.listener, lambda _events, _now_ns, end=end: end.accept())
+                self.watch(end.listener, end.accept)
         self._epoll.register(0, select.EPOLLIN)
 
     def watch(
@@ -356,7 +356,12 @@ class Ends:
 
 
 def main() -> int:
-    spec = json.loads(sys.stdin.buffer.raw.readline())  # type: ignore[attr-defined]  # no more than the line
+    line = b""
+    while not line.endswith(b"\n"):
+        if not (piece := os.read(0, 65536)):
+            return 0
+        line += piece
+    spec = json.loads(line)
     ends = Ends(Path(spec["folder"]), spec["groups"])
     print(json.dumps({"listening": len(ends.ends)}), flush=True)
     ends.run()

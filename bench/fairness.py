@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from bench import shares
+from bench import hardware, load, shares, storm
 from bench.fleet import BenchError
 from bench.hostd import Say
 from bench.line import Line, report
@@ -22,6 +22,11 @@ RUNS: dict[str, Callable[[Say], Iterator[Line]]] = {
     "weights": shares.weighted,
     "limits": shares.limited,
     "reservations": shares.reserved,
+    "boot-storm": storm.boot_storm,
+    "acknowledged-16": functools.partial(hardware.acknowledged, 16),
+    "acknowledged-1000": functools.partial(hardware.acknowledged, 1000),
+    "read-rate": hardware.read_rate,
+    "throughput": load.throughput,
 }
 
 

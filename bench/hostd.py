@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
+from tests.edge import rig
 
 from bench.fleet import BenchError, Fleet, Group
 from netrng_hostd.core.domain import SEED_SIZE
-from tests.edge import rig
 
 Say = Callable[[str], None]
 SMALL_RESERVOIR = '[reservoir]\nsize = "16KiB"\nseed_reserve = "2KiB"\n'  # the reserve is full again soon
@@ -66,6 +66,9 @@ class Hostd(rig.Hostd):
         times = psutil.Process(self.process.pid).cpu_times()
         return float(times.user + times.system)
 
+    def __enter__(self) -> Hostd:
+        return self
+
     def __exit__(self, *_: object) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -92,10 +95,18 @@ def config(place: Path, names: Sequence[str], source: str, kind: str = "prng", e
 
 @contextlib.contextmanager
 def serving(
-    place: Path, groups: Sequence[Group], source: str, say: Say, kind: str = "prng", extra: str = SMALL_RESERVOIR
+    place: Path,
+    groups: Sequence[Group],
+    source: str,
+    say: Say,
+    kind: str = "prng",
+    extra: str = SMALL_RESERVOIR,
 ) -> Iterator[tuple[Hostd, Fleet]]:
     """hostd and the ends of `groups`, all that last are open."""
-    with Fleet(place, groups) as fleet, Hostd(place, config(place, fleet.names, source, kind, extra)) as hostd:
+    with (
+        Fleet(place, groups) as fleet,
+        Hostd(place, config(place, fleet.names, source, kind, extra)) as hostd,
+    ):
         hostd.start()
         fleet.wait("open", say)
         yield hostd, fleet

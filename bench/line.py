@@ -24,3 +24,8 @@ def report(lines: Iterable[Line]) -> int:
         print(f"{verdict}  {line.what:<92}  {line.measured:>30}  wanted: {line.wanted}", flush=True)
         short += not line.ok
     return 1 if short else 0
+
+
+def skipped(what: str, why: str) -> None:
+    """Prints that something could not be measured here; it is not SHORT."""
+    print(f"skip   {what}: {why}", flush=True)

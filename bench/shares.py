@@ -21,7 +21,8 @@ RATE = 10_000  # bytes per second
 NS_PER_S = 1_000_000_000
 DUE = 16  # samples, from which Jain's index is judged
 MARKS = 10  # looks at what everybody has, in one measurement
-JUDGED_BY_JAIN = 1000  # domains; for more it would take minutes
+LEAST_S, MOST_S = 10.0, 60.0  # for one measurement
+MANY, MANY_S = 1000, 20.0  # for more domains than that, DUE samples for each would take minutes
 HOSTILE = ("rubbish", "grants", "knocks", "deaf", "restless")
 
 
@@ -80,7 +81,8 @@ def equal(count: int, say: Say) -> Iterator[Line]:
     group = Group("vm", count)
     with scarce([group], say) as (hostd, fleet):
         seconds = (DUE + 1) * count * hostd.sample_size / RATE
-        measured = measure(hostd, fleet, min(max(seconds, 10), 60), say)
+        most_s = MOST_S if count <= MANY else MANY_S
+        measured = measure(hostd, fleet, min(max(seconds, LEAST_S), most_s), say)
     got, size = measured.got(group.names), measured.sample_size
     what = f"{count} equal, greedy, {RATE // 1000} kB/s"
     if count == 1:

@@ -188,7 +188,7 @@ class Guest(threading.Thread):
 class Hostd:
     """The daemon as a process of its own, with its log and its status."""
 
-    python = (sys.executable, "-X", "dev")
+    python: tuple[str, ...] = (sys.executable, "-X", "dev")
 
     def __init__(self, folder: Path, config: str) -> None:
         self.folder = folder

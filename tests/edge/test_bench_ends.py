@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark's protocol ends and its slow source are honest, and its judges see what they should."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from bench.fleet import Fleet, Group
+from bench.hostd import serving
+from bench.series import NS_PER_S, jain, most_above, most_below, worst_error
+from bench.throttle import throttled
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.edge.rig import wait_for
+
+RATE = 50_000  # bytes per second
+def _accumulated(gaps: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Instants from gaps, and sizes."""
+    now_ns, times_ns = NS_PER_S, []
+    for gap_ns, _ in gaps:
+        now_ns += gap_ns
+        times_ns.append(now_ns)
+    return times_ns, [size for _, size in gaps]
+
+
+GAPS = st.lists(st.tuples(st.integers(0, 3 * NS_PER_S), st.integers(1, 600)), max_size=12)
+ARRIVALS = GAPS.map(_accumulated)
+RATES = st.integers(1, 2000)
+
+
+def test_four_ends_get_what_the_source_gave_and_equally(tmp_path: Path) -> None:
+    groups = [Group("vm", 3), Group("one", 1, recorded=True)]
+    with (
+        throttled(tmp_path / "source", RATE) as told,
+        serving(tmp_path, groups, str(tmp_path / "source"), say=lambda text: None) as (hostd, fleet),
+    ):
+        fleet.wait("seeded", say=lambda text: None)
+        before = fleet.mark()
+        wait_for(lambda: sum(fleet.mark().taken.values()) > sum(before.taken.values()) + 50_000, "50 kB")
+        after, status = fleet.mark(), hostd.status()
+        times_ns, sizes = fleet.series("one-0")
+    sent = sum(domain["bytes_sent"] for domain in status["domains"])
+    read = status["sources"][0]["bytes_read"]
+    assert sum(after.taken.values()) <= sent <= read <= told["written"]
+    assert read - sum(after.taken.values()) < 16384 + 1024 + RATE  # stored, tested, come since
+    assert sum(sizes) >= after.taken["one-0"] and times_ns == sorted(times_ns)
+    assert worst_error([before.of(fleet.names), after.of(fleet.names)], [1] * 4) <= 2 * 512
+
+
+def test_who_waits_asks_when_told_and_who_is_hostile_comes_back(tmp_path: Path) -> None:
+    late = Group("late", 1, waits=True)
+    kinds = ("restless", "rubbish", "grants", "knocks", "deaf", "vanishing")
+    groups = [late, Group("modest", 1, "modest", rate=200)]
+    groups += [Group(kind, 1, kind, after_s=0.1) for kind in kinds]
+
+    def taken(fleet: Fleet, name: str) -> int:
+        return fleet.mark().taken[name]
+
+    with (
+        throttled(tmp_path / "source", RATE),
+        serving(tmp_path, groups, str(tmp_path / "source"), say=lambda text: None) as (hostd, fleet),
+    ):
+        for kind in ("modest", "restless", "rubbish", "grants", "vanishing"):
+            wait_for(lambda kind=kind: taken(fleet, f"{kind}-0") > 128, kind)
+        assert taken(fleet, "late-0") == 0
+        fleet.begin(late)
+        wait_for(lambda: taken(fleet, "late-0") > 4096, "what it asked for")
+        assert taken(fleet, "deaf-0") == 0
+        for kind in ("rubbish", "grants", "knocks"):
+            wait_for(lambda kind=kind: f"{kind}-0: the guest sends more than it may" in hostd.log, kind)
+
+
+def test_the_throttle_gives_its_rate_and_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "source"
+    with throttled(path, RATE) as told, path.open("rb", buffering=0) as source:
+        began_ns, first = time.monotonic_ns(), len(source.read(4096))
+        found = 0
+        while found < 25_000:
+            found += len(source.read(4096))
+        spent_ns = time.monotonic_ns() - began_ns
+    assert found <= RATE * spent_ns / NS_PER_S + 4096  # a page may have waited
+    assert told["written"] >= first + found
+
+
+@given(ARRIVALS, RATES)
+def test_above_is_the_worst_of_all_intervals(arrivals: tuple[list[int], list[int]], rate: int) -> None:
+    times_ns, sizes = arrivals
+    worst = 0
+    for first in range(len(sizes)):
+        for last in range(first, len(sizes)):
+            w_ns = times_ns[last] - times_ns[first]
+            worst = max(worst, sum(sizes[first : last + 1]) * NS_PER_S - rate * w_ns)
+    assert most_above(times_ns, sizes, rate) == -(-worst // NS_PER_S)
+
+
+@given(ARRIVALS, RATES, st.integers(0, 10 * NS_PER_S), st.integers(0, 10 * NS_PER_S))
+def test_below_is_the_worst_of_all_intervals(
+    arrivals: tuple[list[int], list[int]], rate: int, begun_ns: int, length_ns: int
+) -> None:
+    times_ns, sizes = arrivals
+    ended_ns = begun_ns + length_ns
+    inside = [(t, s) for t, s in zip(times_ns, sizes) if begun_ns <= t <= ended_ns]
+    # Open intervals are worst between two arrivals, neither of which lies in them; of several at one instant
+    # none does.
+    ends_ns = [begun_ns, *(t for t, _ in inside), ended_ns]
+    worst = 0
+    for first in ends_ns:
+        for last in ends_ns:
+            got = sum(s for t, s in inside if first < t < last)
+            worst = max(worst, rate * (last - first) - got * NS_PER_S)
+    assert most_below(times_ns, sizes, rate, begun_ns, ended_ns) == -(-worst // NS_PER_S)
+
+
+def test_a_burst_and_a_gap_by_hand() -> None:
+    times_ns = [second * NS_PER_S for second in (0, 1, 2, 3, 6, 7)]
+    sizes = [100, 100, 500, 100, 100, 100]
+    assert most_above(times_ns, sizes, 100) == 500  # the 500 alone
+    assert most_above(times_ns, sizes, 50) == 650  # 800 in three seconds, 1,000 in seven
+    assert most_below(times_ns, sizes, 100, 0, 7 * NS_PER_S) == 300  # from 3 to 6
+    assert most_below(times_ns, sizes, 100, 0, 20 * NS_PER_S) == 1500  # from 3 on: 1,700 less 200
+    assert most_above([], [], 100) == 0
+    assert most_below([], [], 100, 0, NS_PER_S) == 100
+
+
+def test_shares_are_judged() -> None:
+    assert jain([5, 5, 5, 5]) == 1 and jain([1, 0, 0, 0]) == 0.25 and jain([]) == 1
+    even = [[0, 0, 0], [10, 20, 40], [20, 40, 80]]
+    assert worst_error(even, [1, 2, 4]) == pytest.approx(0)
+    assert worst_error([[0, 0], [30, 10], [40, 40]], [1, 1]) == 10
+    assert worst_error([[0, 0], [30, 10], [40, 60]], [1, 1]) == 20  # ahead by ten, then behind by ten
