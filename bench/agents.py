@@ -3,8 +3,8 @@
 
 Each has a socket in FOLDER, on which it takes hostd's connection as its QEMU would, and credits this
 machine's kernel with what it gets.  Says "listening" and "accepted" (all have hostd's connection) on standard
-output, begins with a line on standard input and then tells, in one line of JSON, as instants in nanoseconds of
-the monotonic clock: "signal", and for each agent "began", "credited" (its seed was: RNDADDENTROPY has
+output, begins with a line on standard input and then tells, in one line of JSON, as instants in nanoseconds
+of the monotonic clock: "signal", and for each agent "began", "credited" (its seed was: RNDADDENTROPY has
 returned) and "beyond" (it had received more than 1,024 bytes); and how many were "denied" the credit.  Ends
 with its input.
 """

@@ -82,9 +82,9 @@ class Fleet:
             self.close()
             raise
 
-    def begin(self, group: Group) -> None:
-        """The ends of a group that waits begin to ask."""
-        self._say({"command": "begin", "names": group.names})
+    def begin(self, names: Sequence[str]) -> None:
+        """Ends of groups that wait begin to ask."""
+        self._say({"command": "begin", "names": names})
 
     def mark(self) -> Mark:
         answer = self._say({"command": "mark"})
@@ -97,7 +97,12 @@ class Fleet:
 
     def wait(self, key: str, say: Callable[[str], None], deadline_s: float = 120.0) -> None:
         """Until all that last are "open" or "seeded".  Raises BenchError after the deadline."""
-        names = [name for group in self.groups if group.lasts for name in group.names]
+        names = [
+            name
+            for group in self.groups
+            if group.lasts and not (group.waits and key == "seeded")
+            for name in group.names
+        ]
         began, told = time.monotonic(), time.monotonic()
         while (found := self._say({"command": "progress", "names": names})[key]) < len(names):
             now = time.monotonic()

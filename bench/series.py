@@ -49,14 +49,22 @@ def jain(shares: Sequence[float]) -> float:
     return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
 
 
-def worst_error(marks: Sequence[Sequence[int]], weights: Sequence[int]) -> float:
-    """How far anybody is from its exact share over any interval between two marks, in bytes.
+def leads(marks: Sequence[Sequence[int]], weights: Sequence[int]) -> list[list[float]]:
+    """How far each is ahead of its exact share at each mark, in bytes, up to a constant of its own.
 
-    ``marks[k][i]`` is what rival i had at mark k, in bytes.  The exact share of what all of them got in an
-    interval is by ``weights``: they all ask all the time.
+    ``marks[k][i]`` is what rival i had at mark k, in bytes.  The exact share of what all of them got is by
+    ``weights``: they all ask all the time.
     """
-    whole, worst = sum(weights), 0.0
-    for i, weight in enumerate(weights):
-        leads = [mark[i] - sum(mark) * weight / whole for mark in marks]
-        worst = max(worst, max(leads) - min(leads))
-    return worst
+    whole = sum(weights)
+    return [[have - sum(mark) * weight / whole for have, weight in zip(mark, weights)] for mark in marks]
+
+
+def error_since_first(marks: Sequence[Sequence[int]], weights: Sequence[int]) -> float:
+    """How far anybody was from its exact share of what was given since the first mark, in bytes."""
+    first, *later = leads(marks, weights)
+    return max(abs(now - then) for mark in later for now, then in zip(mark, first))
+
+
+def error_anywhere(marks: Sequence[Sequence[int]], weights: Sequence[int]) -> float:
+    """How far anybody was from its exact share in any interval between two marks, in bytes."""
+    return float(max(max(lead) - min(lead) for lead in zip(*leads(marks, weights))))

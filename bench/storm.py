@@ -48,7 +48,7 @@ def boot_storm(say: Say) -> Iterator[Line]:
             _expect(agents.stdout.readline(), "accepted")
             say("waits for a full seed reserve")
             _until_full(hostd)
-            fleet.begin(greedy)
+            fleet.begin(greedy.names)
             say("waits until the greedy have taken the rest")
             reserve = _until_drained(hostd)
             say("all agents begin")
