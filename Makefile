@@ -3,9 +3,9 @@ PY := .venv/bin/python
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help venv lint demo test setup-vm test-fast test-rest test-vm coverage bench pictures guest clean
+.PHONY: help venv lint demo test setup-vm test-fast test-rest test-vm coverage bench bench-fairness pictures guest clean
 help:            ## this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 venv: .venv/ready  ## the Python environment for development, in .venv
 .venv/ready: pyproject.toml scripts/setup
@@ -51,6 +51,9 @@ bench: venv      ## is it fair? the quotas' promises on a virtual clock, a line 
 pictures: venv   ## draws docs/pictures again
 	@scripts/setup pictures
 	@PYTHONPATH=hostd:guest $(PY) -m bench.pictures docs/pictures
+
+bench-fairness: venv  ## the quotas' promises, measured on the real daemon, a line each; about 12 minutes
+	@PYTHONPATH=hostd:guest $(PY) -m bench.fairness
 
 clean:           ## removes what was built, downloaded and cached here
 	rm -rf .venv .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

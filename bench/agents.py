@@ -32,15 +32,16 @@ from netrng_guest.sink import KernelSink
 
 MUCH = 1024  # bytes, of one agent, while others wait for their seed
 TOLD = ("accepted", "began", "credited", "beyond", "denied")
+STORM_S = 60.0  # then those who have no seed have none
 LAST_S = 0.5  # after the last seed, for those who report late
 
 
 class GivenPort(Port):
     """A connection that is there already; closed, it is gone."""
 
-    def __init__(self, conn: socket.socket) -> None:
+    def __init__(self, fd: int) -> None:
         super().__init__()
-        self._given: int | None = conn.detach()
+        self._given: int | None = fd
 
     def open(self) -> int:
         if self._given is None:
@@ -82,8 +83,8 @@ def serve(number: int, listener: socket.socket, start: int, stop: int, report: i
 
     if not wait(listener.fileno()):
         return
-    conn, _ = listener.accept()
-    conn.setblocking(False)
+    channel = listener.accept()[0].detach()
+    os.set_blocking(channel, False)
     tell("accepted", time.monotonic_ns())
     if not wait(start):
         return
@@ -92,7 +93,7 @@ def serve(number: int, listener: socket.socket, start: int, stop: int, report: i
     stopped: list[int] = []
     loop.watch(stop, select.EPOLLIN, stopped.append)
     settings = Settings("kernel", None, DEFAULT_RATE, DEFAULT_WINDOW)
-    agent = Agent(settings, loop, GivenPort(conn), KernelSink(pool, settings.rate), pool, QuietLog())
+    agent = Agent(settings, loop, GivenPort(channel), KernelSink(pool, settings.rate), pool, QuietLog())
     credited = beyond = denied = False
     while not stopped:
         due_ns = agent.step(time.monotonic_ns())
@@ -124,7 +125,7 @@ class Crowd:
                 listener.bind(str(folder / f"agent-{number}.sock"))
                 listener.listen(1)
                 if os.fork() == 0:
-                    for fd in (0, self._start, self._stop, self._reports):
+                    for fd in (self._start, self._stop, self._reports):
                         os.close(fd)
                     with contextlib.suppress(KeyboardInterrupt):
                         serve(number, listener, start, stop, report)
@@ -149,7 +150,7 @@ class Crowd:
         """The signal, and what came of it."""
         signal_ns = time.monotonic_ns()
         os.close(self._start)
-        if self.wait("credited"):
+        if self.wait("credited", time.monotonic() + STORM_S):
             self.wait("beyond", time.monotonic() + LAST_S)
         told = self._told
         return {
@@ -166,13 +167,20 @@ class Crowd:
             os.wait()
 
 
+def _say(line: str) -> None:
+    rest = line.encode() + b"\n"
+    while rest:  # not print(): what could not be written would be tried again at the end
+        rest = rest[os.write(1, rest) :]
+
+
 def main() -> int:
     crowd = Crowd(Path(sys.argv[1]), int(sys.argv[2]))
-    print("listening", flush=True)
-    if crowd.wait("accepted"):
-        print("accepted", flush=True)
-        if os.read(0, 64):
-            print(json.dumps(crowd.begin()), flush=True)
+    with contextlib.suppress(BrokenPipeError):  # the benchmark was interrupted
+        _say("listening")
+        if crowd.wait("accepted"):
+            _say("accepted")
+            if os.read(0, 64):
+                _say(json.dumps(crowd.begin()))
     crowd.end()
     return 0
 

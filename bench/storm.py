@@ -23,7 +23,6 @@ from bench.throttle import throttled
 from netrng_hostd.core.domain import SEED_SIZE
 
 AGENTS = 500
-STORM_S = 60.0
 READY_S = 60.0
 
 
