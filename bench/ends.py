@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from netrng_guest import wire
+from netrng_hostd.core.bucket import NS_PER_S
 
 WINDOW = 4096
 PIECE = 64  # bytes that a modest end asks for at once
 QUIET_S = 0.015  # nothing has arrived for so long: nothing is on its way
 QUIET_DEADLINE_NS = 1_000_000_000
 FLOOD_SIZE = 16384
-NS_PER_S = 1_000_000_000
 
 
 class End:

@@ -12,10 +12,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from bench import hardware, load, shares, storm
+from bench import hardware, load, scenarios, shares, storm
 from bench.fleet import BenchError
 from bench.hostd import Say
 from bench.line import Line, report
+
+
+def simulated(say: Say) -> Iterator[Line]:
+    """The scenarios of `make bench`."""
+    say("the scheduler alone, on a virtual clock")
+    for line in scenarios.all_lines():
+        yield line._replace(what=f"simulated: {line.what}")
+
 
 RUNS: dict[str, Callable[[Say], Iterator[Line]]] = {
     **{f"equal-{count}": functools.partial(shares.equal, count) for count in (1, 16, 256, 1000, 4000)},
@@ -27,6 +35,7 @@ RUNS: dict[str, Callable[[Say], Iterator[Line]]] = {
     "acknowledged-1000": functools.partial(hardware.acknowledged, 1000),
     "read-rate": hardware.read_rate,
     "throughput": load.throughput,
+    "simulated": simulated,
 }
 
 

@@ -50,7 +50,7 @@ def acknowledged(count: int, say: Say) -> Iterator[Line]:
         time.sleep(ACKED_S)
         after = _books(hostd, fleet)
     part = (after[1] - before[1]) / (after[0] - before[0])
-    yield Line(what, f"{part:.1%} of {after[0] - before[0]} B", ">= 98%", part >= 0.98)
+    yield Line(what, f"{part:.1%} of {after[0] - before[0]} B", "≥ 98%", part >= 0.98)
 
 
 def read_rate(say: Say) -> Iterator[Line]:
@@ -71,7 +71,7 @@ def read_rate(say: Say) -> Iterator[Line]:
     figures = " ".join(f"{rate:.0f}" for rate in hostd), " ".join(f"{rate:.0f}" for rate in dd)
     yield Line(
         what, f"hostd {means[0]:.0f} B/s ({figures[0]}), dd {means[1]:.0f} B/s ({figures[1]})",
-        f">= dd's mean less the spread ({spread:.0f} B/s)", means[0] >= means[1] - spread,
+        f"≥ dd's mean less the spread ({spread:.0f} B/s)", means[0] >= means[1] - spread,
     )  # fmt: skip
 
 

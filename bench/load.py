@@ -19,9 +19,12 @@ def throughput(say: Say) -> Iterator[Line]:
     """Greedy ends on /dev/urandom."""
     first = 0.0
     for count in COUNTS:
-        with folder() as place, serving(place, [Group("vm", count)], "/dev/urandom", say, extra="") as (
-            hostd,
-            fleet,
+        with (
+            folder() as place,
+            serving(place, [Group("vm", count)], "/dev/urandom", say, extra="") as (
+                hostd,
+                fleet,
+            ),
         ):
             fleet.wait("seeded", say)
             time.sleep(1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-NS_PER_S = 1_000_000_000
+from netrng_hostd.core.bucket import NS_PER_S
 
 
 def most_above(times_ns: Sequence[int], sizes: Sequence[int], rate: int) -> int:
@@ -27,9 +27,7 @@ def most_above(times_ns: Sequence[int], sizes: Sequence[int], rate: int) -> int:
     return -(-most // NS_PER_S)
 
 
-def most_below(
-    times_ns: Sequence[int], sizes: Sequence[int], rate: int, begun_ns: int, ended_ns: int
-) -> int:
+def most_below(times_ns: Sequence[int], sizes: Sequence[int], rate: int, begun_ns: int, ended_ns: int) -> int:
     """The most bytes that any open interval w from begun_ns to ended_ns lacks of rate · w, rounded up.
 
     Arrivals outside are passed over.  A reservation is kept if this is at most one sample.
@@ -41,12 +39,6 @@ def most_below(
             total += size
             least = min(least, rate * time_ns - total * NS_PER_S)
     return -(-most // NS_PER_S)
-
-
-def jain(shares: Sequence[float]) -> float:
-    """Jain's index (Jain, Chiu and Hawe 1984): 1 if all are equal, 1/n if one has all; 1 for none."""
-    squares = sum(share * share for share in shares)
-    return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
 
 
 def leads(marks: Sequence[Sequence[int]], weights: Sequence[int]) -> list[list[float]]:

@@ -14,12 +14,13 @@ from typing import NamedTuple
 from bench.fleet import Fleet, Group, Mark
 from bench.hostd import SMALL_RESERVOIR, Hostd, Say, folder, serving
 from bench.line import Line
-from bench.series import error_anywhere, error_since_first, jain, most_above, most_below
+from bench.measures import jain
+from bench.series import error_anywhere, error_since_first, most_above, most_below
 from bench.throttle import throttled
+from netrng_hostd.core.bucket import NS_PER_S
 from netrng_hostd.core.domain import SEED_SIZE
 
 RATE = 10_000  # bytes per second
-NS_PER_S = 1_000_000_000
 DUE = 16  # samples, from which Jain's index is judged
 MARKS = 10  # looks at what everybody has, in one measurement
 LEAST_S, MOST_S = 10.0, 60.0  # for one measurement
@@ -92,14 +93,14 @@ def equal(count: int, say: Say) -> Iterator[Line]:
     what = f"{count} equal, greedy, {RATE // 1000} kB/s"
     if count == 1:
         part = got[0] / (RATE * measured.seconds)
-        yield Line(f"{what}: what one alone gets", f"{part:.1%}", ">= 98% of the source", part >= 0.98)
+        yield Line(f"{what}: what one alone gets", f"{part:.1%}", "≥ 98% of the source", part >= 0.98)
         return
     error = error_anywhere(measured.rows(group.names), [1] * count) / size
-    yield Line(f"{what}: error in any interval", f"{error:.2f} samples of {size} B", "<= 1", error <= 1)
+    yield Line(f"{what}: error in any interval", f"{error:.2f} samples of {size} B", "≤ 1", error <= 1)
     due = sum(got) / count / size
     if due >= DUE:
         index = jain(got)
-        yield Line(f"{what}: Jain, each due {due:.1f} samples", f"{index:.5f}", ">= 0.999", index >= 0.999)
+        yield Line(f"{what}: Jain, each due {due:.1f} samples", f"{index:.5f}", "≥ 0.999", index >= 0.999)
 
 
 def weighted(say: Say) -> Iterator[Line]:
@@ -125,7 +126,7 @@ def weighted(say: Say) -> Iterator[Line]:
     assert not any(begun.of(names))
     yield Line(
         "weights 1:2:4:8, others modest and vanishing: error", f"{error:.2f} samples of {size} B",
-        "<= 1", error <= 1,
+        "≤ 1", error <= 1,
     )  # fmt: skip
     apart = max(share) / min(share) - 1
     yield Line("weights 1:2:4:8: bytes per weight, most to least", f"+{apart:.2%}", "for information", True)
@@ -144,9 +145,9 @@ def limited(say: Say) -> Iterator[Line]:
             most += [most_above(*fleet.series(name), limit) - burst for name in group.names]
     size = measured.sample_size
     what = "limits of 200, 500 and 1,000 B/s"
-    yield Line(f"{what}: delivered, at least", f"{min(least):.1%}", ">= 95%", min(least) >= 0.95)
+    yield Line(f"{what}: delivered, at least", f"{min(least):.1%}", "≥ 95%", min(least) >= 0.95)
     yield Line(
-        f"{what}: above burst + limit · w, in any interval", f"{max(most)} B", f"<= 1 sample ({size} B)",
+        f"{what}: above burst + limit · w, in any interval", f"{max(most)} B", f"≤ 1 sample ({size} B)",
         max(most) <= size,
     )  # fmt: skip
 
@@ -168,7 +169,7 @@ def reserved(say: Say) -> Iterator[Line]:
     what = f"reservation of {rate} B/s among 100 greedy"
     for neighbours, shortfall in (("10 hostile", short), ("10 more greedy", short_among_greedy)):
         yield Line(
-            f"{what} and {neighbours}: shortfall", f"{shortfall} B", f"<= 1 sample ({size} B)",
+            f"{what} and {neighbours}: shortfall", f"{shortfall} B", f"≤ 1 sample ({size} B)",
             shortfall <= size,
         )  # fmt: skip
     mean = sum(greedy.got(others.names)) / others.count / greedy.seconds
@@ -176,6 +177,6 @@ def reserved(say: Say) -> Iterator[Line]:
     slack = max(size / hostile.seconds, mean / 100)
     yield Line(
         "10 hostile ones cost 100 others: the least share", f"{least:.1f} B/s",
-        f">= {mean:.1f} B/s, as among 10 more greedy, less 1 sample or 1% ({slack:.1f} B/s)",
+        f"≥ {mean:.1f} B/s, as among 10 more greedy, less 1 sample or 1% ({slack:.1f} B/s)",
         least >= mean - slack,
     )  # fmt: skip

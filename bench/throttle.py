@@ -22,9 +22,10 @@ from pathlib import Path
 
 from tests.edge.rig import ENVIRONMENT, F_SETPIPE_SZ
 
+from netrng_hostd.core.bucket import NS_PER_S
+
 TURN_NS = 5_000_000
 PAGE = 4096
-NS_PER_S = 1_000_000_000
 
 
 @contextlib.contextmanager

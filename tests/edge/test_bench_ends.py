@@ -11,13 +11,17 @@ from pathlib import Path
 import pytest
 from bench.fleet import Group
 from bench.hostd import serving
-from bench.series import NS_PER_S, error_anywhere, error_since_first, jain, most_above, most_below
+from bench.series import error_anywhere, error_since_first, most_above, most_below
 from bench.throttle import throttled
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.edge.rig import wait_for
 
+from netrng_hostd.core.bucket import NS_PER_S
+
 RATE = 20_000  # bytes per second
+
+
 def _accumulated(gaps: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
     """Instants from gaps, and sizes."""
     now_ns, times_ns = NS_PER_S, []
@@ -130,7 +134,6 @@ def test_a_burst_and_a_gap_by_hand() -> None:
 
 
 def test_shares_are_judged() -> None:
-    assert jain([5, 5, 5, 5]) == 1 and jain([1, 0, 0, 0]) == 0.25 and jain([]) == 1
     even = [[0, 0, 0], [10, 20, 40], [20, 40, 80]]
     assert error_anywhere(even, [1, 2, 4]) == pytest.approx(0)
     assert error_anywhere([[0, 0], [30, 10], [40, 40]], [1, 1]) == 10
