@@ -262,6 +262,7 @@ class Ends:
         self._timers: list[tuple[int, int, Callable[[int, bytes], None], bytes]] = []
         self._timers_made = 0
         self._commands = b""
+        self._told = False  # standard input has something to say
         self._done = False
         self.ends: dict[str, End] = {}
         for group in groups:
@@ -293,6 +294,9 @@ class Ends:
             if self._timers:
                 timeout_s = max(0, self._timers[0][0] - time.monotonic_ns()) / NS_PER_S
             self._turn(timeout_s)
+            if self._told:  # not in the midst of a turn: a mark takes turns of its own
+                self._told = False
+                self._obey()
 
     def close(self) -> None:
         for end in self.ends.values():
@@ -305,7 +309,7 @@ class Ends:
         came = False
         for fd, events in self._epoll.poll(timeout_s):
             if fd == 0:
-                self._obey()
+                self._told = True
                 continue
             handler = self._handlers.get(fd)
             if handler is not None:

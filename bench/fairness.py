@@ -48,7 +48,10 @@ def run(names: list[str]) -> Iterator[Line]:
             print(f"[{time.monotonic() - began:4.0f} s] {name}: {text}", file=sys.stderr, flush=True)
 
         say("begins")
-        yield from RUNS[name](say)
+        try:
+            yield from RUNS[name](say)
+        except BenchError as error:
+            yield Line(name, str(error), "a measurement", False)
 
 
 def main() -> int:
@@ -60,9 +63,6 @@ def main() -> int:
         parser.error(f"unknown: {', '.join(unknown)}; allowed: {', '.join(RUNS)}")
     try:
         return report(run(names or list(RUNS)))
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("bench: interrupted", file=sys.stderr)
         return 130

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 from tests.edge import rig
@@ -20,6 +21,7 @@ from netrng_hostd.core.domain import SEED_SIZE
 
 Say = Callable[[str], None]
 SMALL_RESERVOIR = '[reservoir]\nsize = "16KiB"\nseed_reserve = "2KiB"\n'  # the reserve is full again soon
+START_S = 30.0
 STOP_S = 60.0  # thousands of channels say goodbye
 STEADY_S = 4.0  # the sample size is that of a rate which is a mean of ten seconds
 SETTLE_S = 30.0
@@ -33,12 +35,20 @@ class Hostd(rig.Hostd):
     def start(self, ready: bool = True, **environment: str) -> Hostd:
         """Raises BenchError when it does not start."""
         super().start(ready=False, **environment)
-        process = self.process
-        assert process is not None
-        rig.wait_for(lambda: "daemon: ready" in self.log or process.poll() is not None, "hostd is ready")
-        if process.poll() is not None:
-            raise BenchError(f"netrng-hostd does not start: {self.log.strip()}")
+        end_s = time.monotonic() + START_S
+        while "daemon: ready" not in self.log:
+            if self.process is None or self.process.poll() is not None or time.monotonic() > end_s:
+                raise BenchError(f"netrng-hostd does not start: {self.log.strip()}")
+            time.sleep(0.01)
         return self
+
+    def status(self) -> dict[str, Any]:
+        """Raises BenchError when it does not answer."""
+        try:
+            return super().status()
+        except (OSError, ValueError):
+            last = self.log.strip().rpartition("\n")[2]
+            raise BenchError(f"netrng-hostd does not answer; its last words: {last}") from None
 
     @property
     def sample_size(self) -> int:
