@@ -56,12 +56,14 @@ def scarce(
         fifo = place / "source"
         extra = f"sample_size = {sample_size}\n{SMALL_RESERVOIR}{quotas}"
         with (
-            throttled(fifo, RATE),
+            throttled(fifo, RATE) as told,
             serving(place, groups, str(fifo), say, extra=extra) as (hostd, fleet),
         ):
             fleet.wait("seeded", say)
             hostd.settle(say)
             yield hostd, fleet
+        given, vain, late_ms = told["written"], told["thrown_away"], told["late_ns"] // 1_000_000
+        say(f"the source gave {given} B and {vain} B in vain, {late_ms} ms late at most")
 
 
 def quota(name: str, **keys: int) -> str:

@@ -2,9 +2,10 @@
 """A slow source: a FIFO that a process of its own fills evenly, for `kind = "prng"`.
 
 `python -m bench.throttle PATH RATE` writes until its standard input ends, then says on standard output how
-many bytes it wrote and how many it threw away.  What is due is counted from the beginning, so a late turn is
-made up for by the next and the rate is exact over any time.  Like a device's, what nobody reads in time is
-gone: the FIFO holds a page, and what does not fit is thrown away and not made up for.
+many bytes it wrote, how many it threw away and how late its latest turn was, while the machine did other
+things.  What is due is counted from the beginning, so a late turn is made up for by the next and the rate is
+exact over any time.  Like a device's, what nobody reads in time is gone: the FIFO holds a page, and what does
+not fit is thrown away and not made up for.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PAGE = 4096
 
 @contextlib.contextmanager
 def throttled(path: Path, rate: int) -> Iterator[dict[str, int]]:
-    """A FIFO at ``path`` that gives ``rate`` bytes per second; afterwards {"written", "thrown_away"}."""
+    """A FIFO at ``path`` that gives ``rate`` bytes per second; what `fill` returned, afterwards."""
     os.mkfifo(path)
     told: dict[str, int] = {}
     process = subprocess.Popen(
@@ -46,16 +47,19 @@ def throttled(path: Path, rate: int) -> Iterator[dict[str, int]]:
             told.update(json.loads(output))
 
 
-def fill(fd: int, rate: int, stop: int) -> tuple[int, int]:
-    """Writes to ``fd`` until ``stop`` is readable; bytes written and thrown away."""
-    written = thrown_away = turns = 0
+def fill(fd: int, rate: int, stop: int) -> dict[str, int]:
+    """Writes to ``fd`` until ``stop`` is readable: bytes "written" and "thrown_away", and "late_ns"."""
+    written = thrown_away = turns = late_ns = 0
     began_ns = time.monotonic_ns()
     while True:
         turns += 1
         wait_ns = began_ns + turns * TURN_NS - time.monotonic_ns()
         if select.select([stop], [], [], max(0, wait_ns) / NS_PER_S)[0]:
-            return written, thrown_away
-        due = (time.monotonic_ns() - began_ns) * rate // NS_PER_S - written - thrown_away
+            return {"written": written, "thrown_away": thrown_away, "late_ns": late_ns}
+        spent_ns = time.monotonic_ns() - began_ns
+        late_ns = max(late_ns, spent_ns - turns * TURN_NS)
+        turns = max(turns, spent_ns // TURN_NS)
+        due = spent_ns * rate // NS_PER_S - written - thrown_away
         while due > 0:
             # A write of up to a page (PIPE_BUF) is whole or refused: pipe(7).
             piece = min(due, PAGE)
@@ -70,8 +74,7 @@ def main() -> int:
     path, rate = sys.argv[1], int(sys.argv[2])
     fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # its own reader, so that no write ever sees EPIPE
     fcntl.fcntl(fd, F_SETPIPE_SZ, PAGE)
-    written, thrown_away = fill(fd, rate, stop=0)
-    print(json.dumps({"written": written, "thrown_away": thrown_away}))
+    print(json.dumps(fill(fd, rate, stop=0)))
     return 0
 
 
