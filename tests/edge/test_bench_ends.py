@@ -12,7 +12,7 @@ import pytest
 from bench.fleet import Group
 from bench.hostd import serving
 from bench.series import error_anywhere, error_since_first, most_above, most_below
-from bench.throttle import throttled
+from bench.throttle import RECOVERED_NS, Throttled, throttled
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.edge.rig import wait_for
@@ -49,7 +49,7 @@ def test_four_ends_get_what_the_source_gave_and_equally(tmp_path: Path) -> None:
         times_ns, sizes = fleet.series("one-0")
     sent = sum(domain["bytes_sent"] for domain in status["domains"])
     read = status["sources"][0]["bytes_read"]
-    assert sum(after.taken.values()) <= sent <= read <= told["written"]
+    assert sum(after.taken.values()) <= sent <= read <= told.written
     assert read - sum(after.taken.values()) < 16384 + 1024 + RATE  # stored, tested, come since
     assert sum(sizes) >= after.taken["one-0"] and times_ns == sorted(times_ns)
     assert error_anywhere([before.of(fleet.names), after.of(fleet.names)], [1] * 4) <= 2 * 512
@@ -90,7 +90,7 @@ def test_the_throttle_gives_its_rate_and_no_more(tmp_path: Path) -> None:
             found += len(source.read(4096))
         spent_ns = time.monotonic_ns() - began_ns
     assert found <= RATE * spent_ns / NS_PER_S + 4096  # a page may have waited
-    assert told["written"] >= first + found
+    assert told.written >= first + found
 
 
 @given(ARRIVALS, RATES)
@@ -139,3 +139,16 @@ def test_shares_are_judged() -> None:
     assert error_anywhere([[0, 0], [30, 10], [40, 40]], [1, 1]) == 10
     swung = [[0, 0], [30, 10], [40, 60]]  # ahead by ten, then behind by ten
     assert error_anywhere(swung, [1, 1]) == 20 and error_since_first(swung, [1, 1]) == 10
+
+
+def test_the_time_in_which_the_source_was_late_is_cut_out() -> None:
+    source = Throttled(late=[(100, 5), (1000, 50), (1010, 5), (4000, 100)])
+    assert Throttled().on_time(10, 20) == [(10, 20)]
+    assert source.on_time(10, 20) == [(10, 20)]
+    assert source.on_time(10, 200) == [(10, 95)]
+    seconds = [(now_ns * NS_PER_S, late_ns) for now_ns, late_ns in source.late]
+    assert Throttled(late=seconds).on_time(500 * NS_PER_S, 2000 * NS_PER_S) == [
+        (500 * NS_PER_S, 1000 * NS_PER_S - 50),
+        (1000 * NS_PER_S + RECOVERED_NS, 1010 * NS_PER_S - 5),
+        (1010 * NS_PER_S + RECOVERED_NS, 2000 * NS_PER_S),
+    ]
