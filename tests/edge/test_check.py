@@ -462,12 +462,9 @@ def test_the_configuration_alone_still_refuses_a_prng_as_hardware(file: Path) ->
     assert check.run(str(file), config_only=True, list_them=_never) == 1
 
 
-def test_keys_without_effect_are_named(file: Path) -> None:
-    file.write_text("[admission]\nheadroom = 0.2\npolicy = 'refuse'")
-    assert lines(check.findings(str(file), config_only=True)) == [
-        f"{file}: {key} has no effect yet in this version"
-        for key in ("admission.headroom", "admission.policy")
-    ]
+def test_there_is_nothing_to_say_of_admission(file: Path) -> None:
+    file.write_text("[admission]\nheadroom = 0.2\npolicy = 'refuse'\nmax_domains = 7\n")
+    assert lines(check.findings(str(file), config_only=True)) == []
 
 
 def test_a_burst_that_overflows_between_two_turns_is_noted(file: Path) -> None:

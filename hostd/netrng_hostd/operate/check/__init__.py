@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 
 from netrng_guest.stdio import tell
-from netrng_hostd.config import AdmissionConfig, Config, ConfigError, load
+from netrng_hostd.config import Config, ConfigError, load
 from netrng_hostd.core.quota import resolve
 from netrng_hostd.core.spelling import format_rate, format_size
 from netrng_hostd.operate.check.device import check_refused, check_source
@@ -31,7 +31,6 @@ def findings(
     config = load(path)
     for source in config.sources:
         yield from check_refused(source)
-    yield from _without_effect(config)
     yield from _short_bursts(config)
     if config_only:
         return
@@ -67,17 +66,6 @@ def run(path: str | None, *, config_only: bool = False, list_them: ListDomains =
 
 def _print(finding: Finding) -> None:
     tell(f"{'WRONG' if finding.wrong else 'note '}  {finding.text}")
-
-
-def _without_effect(config: Config) -> Iterator[Finding]:
-    """Keys that are read and checked, and that nothing obeys yet."""
-    given = {
-        "admission.headroom": config.admission.headroom != AdmissionConfig().headroom,
-        "admission.policy": config.admission.policy != AdmissionConfig().policy,
-    }
-    for key, changed in given.items():
-        if changed:
-            yield note(f"{config.file}: {key} has no effect yet in this version")
 
 
 def _short_bursts(config: Config) -> Iterator[Finding]:
