@@ -34,6 +34,7 @@ from netrng_hostd.config import (
 )
 from netrng_hostd.core.quota import DEFAULT_QUOTA, QuotaRule
 from netrng_hostd.core.spelling import format_size
+from netrng_hostd.daemon import FIXED
 from netrng_hostd.main import main as hostd_main
 from netrng_hostd.operate.status import ADMISSION_STATES, DOMAIN_STATES, SOURCE_STATES, URI_STATES, from_json
 
@@ -199,6 +200,13 @@ def test_every_line_that_is_explained_is_one_that_is_written(title: str) -> None
             if logger:
                 module = (ROOT / "hostd" / logger[1].replace(".", "/")).with_suffix(".py")
                 assert logger[1] in written or module.exists(), line
+
+
+def test_what_needs_a_restart_is_what_the_daemon_does_not_reload() -> None:
+    page = section(OPERATING, "Reload and restart")
+    told = re.search(r"((?:`[^`]+`(?:,| and)\s)+`[^`]+`)\sneed a restart", page)
+    assert told is not None
+    assert set(re.findall(r"`([^`]+)`", told[1])) == {name.split()[0] for name in FIXED.values()}
 
 
 def test_the_quotas_defaults() -> None:
