@@ -209,9 +209,7 @@ class TestQuotaOfQemu:
         domain = qemu.connection().createXML(paused_domain("once", UUID_A), PAUSED)
         try:
             assert "transient" in good(quota("once", {"weight": "3"}, uri=qemu.uri))
-            assert "running domain: reservation from hostd.toml, weight 3" in good(
-                quota("once", {}, uri=qemu.uri)
-            )
+            assert "running domain: set: weight 3; the rest" in good(quota("once", {}, uri=qemu.uri))
         finally:
             domain.destroy()
 

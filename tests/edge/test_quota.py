@@ -22,9 +22,8 @@ from netrng_hostd.operate.quota import quota
 URI = "test:///default"
 INACTIVE = libvirt.VIR_DOMAIN_XML_INACTIVE
 ELEMENT, LIVE, CONFIG = 2, 1, 2
-FROM_FILE = (
-    "reservation from hostd.toml, weight from hostd.toml, limit from hostd.toml, burst from hostd.toml"
-)
+FROM_FILE = "nothing set, all comes from hostd.toml"
+REST = "the rest from hostd.toml"
 IN_FORCE = "netrng-hostd status tells what is in force, which hostd.toml may cap"
 
 
@@ -75,26 +74,25 @@ def spell(domain: libvirt.virDomain, xml: str | None, flags: int = LIVE | CONFIG
 def test_without_options_it_shows_what_the_metadata_says(both: libvirt.virDomain) -> None:
     assert told(set_quota()) == [f"db-1: definition and running domain: {FROM_FILE}", IN_FORCE]
     spell(both, "<quota weight='300' reservation='1 KiB/s' limit='none'/>")
-    said = "reservation 1KiB/s, weight 300, limit none, burst from hostd.toml"
+    said = f"set: reservation 1KiB/s, weight 300, limit none; {REST}"
     assert told(quota(UUID_A, {}, uri=URI)) == [f"db-1: definition and running domain: {said}", IN_FORCE]
     spell(both, "<quota weight='300' reservation='1024' limit='none'/>", LIVE)
     assert len(told(set_quota())) == 2, "another spelling is no difference"
     spell(both, "<quota weight='7'/>", CONFIG)
     assert told(set_quota()) == [
-        f"db-1: definition: {FROM_FILE.replace('weight from hostd.toml', 'weight 7')}",
+        f"db-1: definition: set: weight 7; {REST}",
         f"db-1: running domain: {said}",
         "db-1: the two differ; what the definition says is in force from its next start on",
         IN_FORCE,
     ]
     both.destroy()
-    (line,) = told(set_quota())
-    assert line.startswith("db-1: definition: reservation from hostd.toml, weight 7,")
+    assert told(set_quota()) == [f"db-1: definition: set: weight 7; {REST}"]
 
 
 def test_keys_are_set_in_both_and_the_others_stay(both: libvirt.virDomain) -> None:
-    said = "reservation 2kB/s, weight from hostd.toml, limit none, burst from hostd.toml"
+    said = f"set: reservation 2kB/s, limit none; {REST}"
     assert told(set_quota(reservation="2000", limit="none")) == [
-        f"db-1: definition: set: {said}", f"db-1: running domain: set: {said}", IN_FORCE,
+        f"db-1: definition: {said}", f"db-1: running domain: {said}", IN_FORCE,
     ]  # fmt: skip
     assert attributes(both) == attributes(both, INACTIVE) == {"reservation": "2kB/s", "limit": "none"}
     assert "xmlns:netrng=" in both.XMLDesc(0).replace("'", '"')
@@ -102,6 +100,8 @@ def test_keys_are_set_in_both_and_the_others_stay(both: libvirt.virDomain) -> No
     told(set_quota(limit="65536", burst="8192"))
     assert attributes(both) == {"weight": "5", "limit": "64KiB/s", "burst": "8KiB"}
     assert attributes(both, INACTIVE) == {"reservation": "2kB/s", "limit": "64KiB/s", "burst": "8KiB"}
+    said = "db-1: definition: set: reservation 2kB/s, weight 9, limit 64KiB/s, burst 8KiB"
+    assert told(set_quota(weight="9"))[0] == said
 
 
 def test_reset_removes_all_and_then_sets_what_is_given(both: libvirt.virDomain) -> None:
@@ -125,8 +125,7 @@ def test_reset_removes_all_and_then_sets_what_is_given(both: libvirt.virDomain) 
 def test_a_stopped_domain_has_it_at_its_next_start(both: libvirt.virDomain) -> None:
     both.destroy()
     (line,) = told(set_quota(weight="3"))
-    assert line.startswith("db-1: definition: set: reservation from hostd.toml, weight 3, ")
-    assert line.endswith("; in force from its next start on")
+    assert line == f"db-1: definition: set: weight 3; {REST}; in force from its next start on"
     both.create()
     assert attributes(both) == {"weight": "3"}
 
@@ -135,7 +134,7 @@ def test_a_transient_domain_has_it_while_it_runs(hypervisor: libvirt.virConnect)
     domain = hypervisor.createXML(domain_xml("db-1", UUID_A), 0)
     assert told(set_quota())[0] == f"db-1: running domain: {FROM_FILE}"
     line, _ = told(set_quota(weight="3"))
-    assert line.startswith("db-1: running domain: set: reservation from hostd.toml, weight 3,")
+    assert line.startswith(f"db-1: running domain: set: weight 3; {REST};")
     assert line.endswith("; it is transient: what creates it next time has to bring the quota along")
     assert attributes(domain) == {"weight": "3"}
     domain.destroy()
@@ -216,7 +215,7 @@ def test_the_command_line(both: libvirt.virDomain, capsys: pytest.CaptureFixture
     assert attributes(both) == {"weight": "9", "burst": "4KiB"}
     capsys.readouterr()
     assert main(command) == 0
-    assert "weight 9, limit from hostd.toml, burst 4KiB\n" in capsys.readouterr().out
+    assert f"set: weight 9, burst 4KiB; {REST}\n" in capsys.readouterr().out
     assert main([*command, "--limit", "0"]) == 2
     said = capsys.readouterr()
     assert said.out == ""

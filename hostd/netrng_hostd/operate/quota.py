@@ -12,6 +12,7 @@ from netrng_hostd.hypervisor.administration import Definition
 from netrng_hostd.hypervisor.domain_xml import QuotaElement
 from netrng_hostd.operate.administer import ANSWER_S, DEFAULT_URI, Refused, Result, administer
 
+_ALL_FROM_FILE = "all comes from hostd.toml"
 _IN_FORCE = "netrng-hostd status tells what is in force, which hostd.toml may cap"
 _NEXT_START = "in force from its next start on"
 _TRANSIENT = "it is transient: what creates it next time has to bring the quota along"
@@ -82,8 +83,11 @@ def _said(name: str, element: QuotaElement | None) -> str:
 
 
 def _spelled(rule: QuotaRule) -> str:
-    given = dict(format_metadata(rule))
-    return ", ".join(f"{key} {given.get(key, 'from hostd.toml')}" for key in KEYS)
+    given = format_metadata(rule)
+    if not given:
+        return f"nothing set, {_ALL_FROM_FILE}"
+    rest = "; the rest from hostd.toml" if len(given) < len(KEYS) else ""
+    return f"set: {', '.join(f'{key} {text}' for key, text in given)}{rest}"
 
 
 def _change(domain: Definition, given: Mapping[str, str], reset: bool, lines: list[str]) -> None:
@@ -95,7 +99,7 @@ def _change(domain: Definition, given: Mapping[str, str], reset: bool, lines: li
             lines.append(f"{domain.name}: {place.name}: has no quota in its metadata")
             continue
         domain.set_quota(attributes or None, live=place.live)
-        done = f"set: {_spelled(rule)}" if attributes else "quota removed, all comes from hostd.toml"
+        done = _spelled(rule) if attributes else f"quota removed, {_ALL_FROM_FILE}"
         lines.append(f"{domain.name}: {place.name}: {done}{_note(domain, place)}")
     if domain.active:
         lines.append(_IN_FORCE)
