@@ -49,7 +49,7 @@ def both(hypervisor: libvirt.virConnect) -> Iterator[libvirt.virDomain]:
     yield domain
     if domain.isActive():
         domain.destroy()
-    domain.undefine()
+    domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
 
 
 def told(result: Result, exit_code: int = 0) -> list[str]:
@@ -128,6 +128,31 @@ def test_a_stopped_domain_has_it_at_its_next_start(both: libvirt.virDomain) -> N
     assert line == f"db-1: definition: set: weight 3; {REST}; in force from its next start on"
     both.create()
     assert attributes(both) == {"weight": "3"}
+
+
+def test_a_saved_state_is_restored_with_its_own_quota(
+    both: libvirt.virDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both.managedSave(0)
+    (line,) = told(set_quota(weight="3"))
+    full = "in force from its next full start on"
+    full += ": the next one restores a saved state, with that state's quota"
+    assert line == f"db-1: definition: set: weight 3; {REST}; {full}"
+    assert told(set_quota()) == [
+        f"db-1: definition: set: weight 3; {REST}",
+        f"db-1: what the definition says is {full}",
+    ]
+
+    def unknown(self: libvirt.virDomain, flags: int) -> int:
+        raise no_support
+
+    no_support = libvirt.libvirtError("")
+    no_support.err = (libvirt.VIR_ERR_NO_SUPPORT, 0, "", 0, "", None, None, -1, -1)
+    with monkeypatch.context() as patched:
+        patched.setattr(libvirt.virDomain, "hasManagedSaveImage", unknown)
+        assert len(told(set_quota())) == 1, "a driver that keeps no states"
+    both.managedSaveRemove(0)
+    assert len(told(set_quota())) == 1
 
 
 def test_a_transient_domain_has_it_while_it_runs(hypervisor: libvirt.virConnect) -> None:

@@ -92,6 +92,14 @@ class Definition:
             inactive = libvirt.VIR_DOMAIN_XML_INACTIVE
             return find_quota(parse_domain(str(self._domain.XMLDesc(inactive)))) if self.persistent else None
 
+    def has_saved_state(self) -> bool:
+        """Whether its next start restores a managed save, with the live XML of the moment of the save."""
+        try:
+            with translated(self.uri, f"look for a saved state of {self.name}"):
+                return self.persistent and bool(self._domain.hasManagedSaveImage(0))
+        except UnsupportedError:
+            return False
+
     def set_quota(self, attributes: Iterable[tuple[str, str]] | None, *, live: bool) -> None:
         """Replace what the metadata says, or remove it (None): in the running domain, or the definition."""
         where = "the running domain" if live else "the definition"

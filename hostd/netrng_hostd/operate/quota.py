@@ -15,6 +15,7 @@ from netrng_hostd.operate.administer import ANSWER_S, DEFAULT_URI, Refused, Resu
 _ALL_FROM_FILE = "all comes from hostd.toml"
 _IN_FORCE = "netrng-hostd status tells what is in force, which hostd.toml may cap"
 _NEXT_START = "in force from its next start on"
+_SAVED = "in force from its next full start on: the next one restores a saved state, with that state's quota"
 _TRANSIENT = "it is transient: what creates it next time has to bring the quota along"
 
 
@@ -71,6 +72,8 @@ def _show(domain: Definition, lines: list[str]) -> None:
         lines.append(f"{domain.name}: the two differ; what the definition says is {_NEXT_START}")
     if domain.active:
         lines.append(_IN_FORCE)
+    elif domain.has_saved_state():
+        lines.append(f"{domain.name}: what the definition says is {_SAVED}")
 
 
 def _said(name: str, element: QuotaElement | None) -> str:
@@ -124,5 +127,5 @@ def _changed(name: str, place: _Place, given: Mapping[str, str], reset: bool) ->
 
 def _note(domain: Definition, place: _Place) -> str:
     if not domain.active:
-        return f"; {_NEXT_START}"
+        return f"; {_SAVED if domain.has_saved_state() else _NEXT_START}"
     return f"; {_TRANSIENT}" if not domain.persistent else ""
