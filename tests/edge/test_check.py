@@ -221,7 +221,8 @@ def config(*uris: str, transport: str = "socket", channels: tuple[ChannelConfig,
 
 
 def domains_found(*domains: LiveDomain, transport: str = "socket", uri: str = "qemu:///system") -> list[str]:
-    return lines(check_domains(config(uri, transport=transport), lambda _: domains))
+    there = [dataclasses.replace(domain, uri=uri) for domain in domains]
+    return lines(check_domains(config(uri, transport=transport), lambda _: there))
 
 
 def test_nothing_to_serve() -> None:
@@ -269,7 +270,7 @@ def test_each_uri_is_asked_for_itself() -> None:
 def test_domains_without_a_channel_are_notes() -> None:
     assert domains_found(domain()) == ["web-1 has no channel; give it one: netrng-hostd attach web-1"]
     assert domains_found(domain(), uri="xen:///system") == [
-        "web-1 has no channel; give it one: netrng-hostd attach web-1 --connect xen:///system"
+        "web-1 has no channel; give it one: netrng-hostd attach --connect xen:///system web-1"
     ]
 
 
@@ -280,10 +281,10 @@ def test_metadata_that_does_not_count_is_a_note(listener: socket.socket) -> None
     assert domains_found(good) == []
     text = (
         "web-1: the quota in its metadata is malformed, so the file's is used: unknown attribute 'wieght'; "
-        "allowed: reservation, weight, limit, burst; mend it: netrng-hostd quota web-1 --reset"
+        "allowed: reservation, weight, limit, burst; mend it: netrng-hostd quota --reset"
     )
-    assert domains_found(typo) == [text]
-    assert domains_found(typo, uri="xen:///system") == [f"{text} --connect xen:///system"]
+    assert domains_found(typo) == [f"{text} web-1"]
+    assert domains_found(typo, uri="xen:///system") == [f"{text} --connect xen:///system web-1"]
     deaf = Config(control="/x", libvirt=LibvirtConfig(("qemu:///system",), trust_metadata=False))
     text = "web-1 has a quota in its metadata that does not count: libvirt.trust_metadata is false"
     assert lines(check_domains(deaf, lambda _: [good, typo, served])) == [text, text]
@@ -292,6 +293,7 @@ def test_metadata_that_does_not_count_is_a_note(listener: socket.socket) -> None
 def test_a_name_that_would_command_the_terminal() -> None:
     (line,) = domains_found(domain("evil\x1b[2J\nname"))
     assert line.startswith(r"evil\x1b[2J\nname has no channel")
+    assert line.endswith(r"netrng-hostd attach 'evil\x1b[2J\nname'")
 
 
 def test_a_channel_is_never_connected_to(listener: socket.socket) -> None:

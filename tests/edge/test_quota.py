@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from netrng_hostd.hypervisor.administration import Definition
 from netrng_hostd.hypervisor.domain_xml import find_quota, parse_domain
 from netrng_hostd.hypervisor.errors import HypervisorError
 from netrng_hostd.main import main
-from netrng_hostd.operate.administer import Result
+from netrng_hostd.operate.administer import Result, command_line
 from netrng_hostd.operate.quota import quota
 
 URI = "test:///default"
@@ -199,7 +200,7 @@ def test_what_is_malformed_is_shown_and_only_a_reset_changes_it(both: libvirt.vi
     spell(both, xml, CONFIG)
     lines = told(set_quota())
     assert lines[0].startswith("db-1: definition: malformed, so hostd.toml's is used: ")
-    assert lines[0].endswith("; mend it: netrng-hostd quota db-1 --reset")
+    assert lines[0].endswith(f"; mend it: netrng-hostd quota --reset --connect {URI} db-1")
     assert lines[1] == f"db-1: running domain: {FROM_FILE}"
     (line,) = told(set_quota(weight="3"), 1)
     assert line.startswith("db-1: definition: the quota in its metadata is malformed: ")
@@ -207,6 +208,23 @@ def test_what_is_malformed_is_shown_and_only_a_reset_changes_it(both: libvirt.vi
     assert attributes(both) is None
     told(quota("db-1", {"weight": "3"}, reset=True, uri=URI))
     assert attributes(both) == attributes(both, INACTIVE) == {"weight": "3"}
+
+
+@pytest.mark.parametrize("name", ["-v", "it's; reboot", "$(reboot)"])
+def test_the_command_that_mends_it_can_be_typed_as_it_stands(
+    hypervisor: libvirt.virConnect, name: str
+) -> None:
+    domain = hypervisor.createXML(domain_xml(name, UUID_A), 0)
+    spell(domain, "<quota weight='0'/>", LIVE)
+    command = shlex.split(told(quota(UUID_A, {}, uri=URI))[0].partition("; mend it: ")[2])
+    assert command.pop(0) == "netrng-hostd"
+    assert main(command) == 0
+    assert attributes(domain) is None
+    domain.destroy()
+
+
+def test_the_default_uri_need_not_be_typed() -> None:
+    assert command_line("attach", "web-1", "qemu:///system") == "netrng-hostd attach web-1"
 
 
 def test_what_was_done_before_libvirt_refuses_is_told(

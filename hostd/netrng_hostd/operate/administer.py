@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Callable, NamedTuple
 
@@ -31,6 +32,13 @@ class Refused(Exception):
     def __init__(self, text: str, exit_code: int = 1) -> None:
         super().__init__(text)
         self.exit_code = exit_code
+
+
+def command_line(command: str, domain: str, uri: str, *options: str) -> str:
+    """What to type in a shell, for a person who shall run the command on the domain (a name or UUID)."""
+    connect = () if uri == DEFAULT_URI else ("--connect", uri)
+    end = ("--",) if domain.startswith("-") else ()
+    return " ".join(map(shlex.quote, ("netrng-hostd", command, *options, *connect, *end, domain)))
 
 
 def administer(

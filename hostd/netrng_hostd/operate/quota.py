@@ -10,7 +10,7 @@ from netrng_hostd.core.quota import KEYS, QuotaRule, format_metadata, parse_meta
 from netrng_hostd.core.spelling import QuotaError
 from netrng_hostd.hypervisor.administration import Definition
 from netrng_hostd.hypervisor.domain_xml import QuotaElement
-from netrng_hostd.operate.administer import ANSWER_S, DEFAULT_URI, Refused, Result, administer
+from netrng_hostd.operate.administer import ANSWER_S, DEFAULT_URI, Refused, Result, administer, command_line
 
 _ALL_FROM_FILE = "all comes from hostd.toml"
 _IN_FORCE = "netrng-hostd status tells what is in force, which hostd.toml may cap"
@@ -64,7 +64,7 @@ def _places(domain: Definition) -> list[_Place]:
 
 
 def _show(domain: Definition, lines: list[str]) -> None:
-    said = {place.name: _said(domain.name, place.element) for place in _places(domain)}
+    said = {place.name: _said(domain, place.element) for place in _places(domain)}
     if len(set(said.values())) == 1:
         said = {" and ".join(said): next(iter(said.values()))}
     lines += [f"{domain.name}: {where}: {text}" for where, text in said.items()]
@@ -76,13 +76,14 @@ def _show(domain: Definition, lines: list[str]) -> None:
         lines.append(f"{domain.name}: what the definition says is {_SAVED}")
 
 
-def _said(name: str, element: QuotaElement | None) -> str:
+def _said(domain: Definition, element: QuotaElement | None) -> str:
     if element is None:
         return _spelled(parse_metadata(()))
     try:
         return _spelled(element.rule())
     except QuotaError as error:
-        return f"malformed, so hostd.toml's is used: {error}; mend it: netrng-hostd quota {name} --reset"
+        mend = command_line("quota", domain.name, domain.uri, "--reset")
+        return f"malformed, so hostd.toml's is used: {error}; mend it: {mend}"
 
 
 def _spelled(rule: QuotaRule) -> str:

@@ -12,11 +12,11 @@ from netrng_hostd.core.spelling import QuotaError
 from netrng_hostd.hypervisor import HypervisorError, LiveDomain, NoDomainError
 from netrng_hostd.hypervisor.connection import Connection
 from netrng_hostd.hypervisor.domain_xml import DomainXmlError, parse_live
+from netrng_hostd.operate.administer import command_line
 from netrng_hostd.operate.check.finding import Finding, TooLate, note, problem, within
 from netrng_hostd.operate.units import printable
 
 LIBVIRT_S = 10.0
-DEFAULT_URI = "qemu:///system"  # of `netrng-hostd attach`
 
 ListDomains = Callable[[str], Sequence[LiveDomain]]
 
@@ -61,14 +61,13 @@ def check_domains(
 
 
 def _check_uri(uri: str, domains: Sequence[LiveDomain], libvirt: LibvirtConfig) -> Iterator[Finding]:
-    connect = "" if uri == DEFAULT_URI else f" --connect {uri}"
     if not domains:
         yield note(f"{uri}: no domain is running")
     for domain in domains:
         name, channel = printable(domain.name), domain.channel
-        yield from _check_metadata(name, domain, libvirt.trust_metadata, connect)
+        yield from _check_metadata(name, domain, libvirt.trust_metadata)
         if channel is None:
-            yield note(f"{name} has no channel; give it one: netrng-hostd attach {name}{connect}")
+            yield note(f"{name} has no channel; give it one: {command_line('attach', name, domain.uri)}")
         elif libvirt.transport == "stream":
             continue
         elif channel.mode == "connect":
@@ -82,7 +81,7 @@ def _check_uri(uri: str, domains: Sequence[LiveDomain], libvirt: LibvirtConfig) 
             yield from _check_socket(name, channel.path)
 
 
-def _check_metadata(name: str, domain: LiveDomain, trusted: bool, connect: str) -> Iterator[Finding]:
+def _check_metadata(name: str, domain: LiveDomain, trusted: bool) -> Iterator[Finding]:
     if domain.quota is None:
         return
     if not trusted:
@@ -93,7 +92,7 @@ def _check_metadata(name: str, domain: LiveDomain, trusted: bool, connect: str) 
     except QuotaError as error:
         yield note(
             f"{name}: the quota in its metadata is malformed, so the file's is used: {error}; "
-            f"mend it: netrng-hostd quota {name} --reset{connect}"
+            f"mend it: {command_line('quota', name, domain.uri, '--reset')}"
         )
 
 
