@@ -14,7 +14,7 @@ from tests.edge.lab import UUID_A, domain_xml, fake_hypervisor
 
 from netrng_hostd.hypervisor import event_thread
 from netrng_hostd.hypervisor.administration import Definition
-from netrng_hostd.hypervisor.domain_xml import find_quota, parse_domain
+from netrng_hostd.hypervisor.domain_xml import DomainXmlError, find_quota, parse_domain
 from netrng_hostd.hypervisor.errors import HypervisorError
 from netrng_hostd.main import main
 from netrng_hostd.operate.administer import Result, command_line
@@ -242,6 +242,25 @@ def test_what_was_done_before_libvirt_refuses_is_told(
     assert lines[0].startswith("db-1: definition: set: ")
     assert lines[1:] == [f"{URI}: cannot set the quota: not now"]
     assert attributes(both, INACTIVE) == {"weight": "3"}
+
+
+def test_a_name_that_would_command_the_terminal_is_escaped(hypervisor: libvirt.virConnect) -> None:
+    domain = hypervisor.createXML(domain_xml("a\tb\u202ec", UUID_A), 0)
+    line, _ = told(quota(UUID_A, {}, uri=URI))
+    assert line == rf"a\tb\u202ec: running domain: {FROM_FILE}"
+    domain.destroy()
+
+
+def test_xml_that_cannot_be_read_is_told_with_its_place(
+    both: libvirt.virDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(_: Definition) -> None:
+        raise DomainXmlError("the domain's XML has 5000000 characters; 4194304 are allowed")
+
+    monkeypatch.setattr(Definition, "kept_quota", unreadable)
+    (line,) = told(set_quota(weight="3"), 1)
+    assert line == f"{URI}: db-1: the domain's XML has 5000000 characters; 4194304 are allowed"
+    assert attributes(both) is None
 
 
 def test_trouble_with_libvirt_is_exit_code_1(hypervisor: libvirt.virConnect, tmp_path: Path) -> None:

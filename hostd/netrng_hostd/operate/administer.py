@@ -62,8 +62,10 @@ def administer(
     except Refused as error:
         lines.append(str(error))
         exit_code = error.exit_code
-    except (HypervisorError, DomainXmlError) as error:
+    except HypervisorError as error:
         lines.append(str(error))
+    except DomainXmlError as error:
+        lines.append(f"{uri}: {domain}: {error}")
     except FutureTimeoutError:
         lines.append(f"{uri}: libvirtd did not answer within {answer_s:.0f} s")
     return Result(tuple(map(printable, lines)), exit_code)
