@@ -35,6 +35,7 @@ from netrng_hostd.hypervisor import (
     event_thread,
 )
 from netrng_hostd.hypervisor.connection import _RENEWS, Connection
+from netrng_hostd.promises import SETTLE_S
 
 URI = "test:///default"
 
@@ -466,6 +467,35 @@ def test_a_flood_of_other_events_does_not_put_off_a_change_of_metadata(
                 await until(lambda: {("changed", "a"), ("appeared", "b")} <= set(recorder.calls))
 
     asyncio.run(scenario(), debug=True)
+
+
+def test_only_a_change_of_our_own_metadata_is_urgent() -> None:
+    """Other programs may write theirs, or a title, as often as they like."""
+    told: list[bool] = []
+    connection = Connection(
+        URI,
+        read_only=True,
+        on_event=lambda _uuid, _number, _renews, urgent: told.append(urgent),
+        on_close=lambda _: None,
+        later=lambda _: None,
+    )
+    with fake_hypervisor() as libvirtd:
+        domain = libvirtd.createXML(domain_xml("a", UUID_A), 0)
+        try:
+            connection.open()
+            domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_TITLE, "urn:netrng:1", None, None, 1)
+            domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, "<quota/>", "other", "urn:other:1", 1)
+            domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, "<quota/>", "netrng", "urn:netrng:1", 1)
+            asyncio.run(until(lambda: len(told) == 3))
+        finally:
+            connection.close()
+    assert told == [False, False, True]
+
+
+def test_a_change_of_metadata_counts_within_a_fraction_of_a_second() -> None:
+    # docs/operating.md says so: what a daemon waits by default, before it reads the domain and before it
+    # decides on what is promised. What libvirt's calls take comes on top.
+    assert Timing().debounce_s + SETTLE_S <= 0.25
 
 
 async def turns_of_the_loop() -> None:

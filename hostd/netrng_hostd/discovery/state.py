@@ -29,13 +29,13 @@ class UriState(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds.  Several events within ``debounce_s`` make one listing; while they go on coming (a guest makes
-    events at will), that time doubles up to ``max_debounce_s``; a change of metadata, which an administrator
-    made, is looked at ``debounce_s`` after it all the same.  A reconnection waits ``backoff_s``, doubling
-    up to ``max_backoff_s``, beginning anew after ``steady_s`` of connection.  A call that takes longer than
-    ``answer_s`` is shown as down.  Stopping waits ``stop_s`` for such a call.  A domain gets a new stream
-    ``reopen_s`` after the one before at the earliest: a guest that is cut off for flooding over and over
-    costs libvirtd no more than that.
+    """Seconds.  Several events within ``debounce_s`` make one listing; while they go on coming (a guest
+    makes events at will), that time doubles up to ``max_debounce_s``; a change of a quota in metadata,
+    which an administrator made, is looked at ``debounce_s`` after it all the same.  A reconnection waits
+    ``backoff_s``, doubling up to ``max_backoff_s``, beginning anew after ``steady_s`` of connection.  A
+    call that takes longer than ``answer_s`` is shown as down.  Stopping waits ``stop_s`` for such a call.
+    A domain gets a new stream ``reopen_s`` after the one before at the earliest: a guest that is cut off
+    for flooding over and over costs libvirtd no more than that.
     """
 
     relist_s: float = 30.0

@@ -13,6 +13,7 @@ from typing import Any, Callable
 
 from netrng_hostd.hypervisor import event_thread
 from netrng_hostd.hypervisor.binding import libvirt
+from netrng_hostd.hypervisor.domain_xml import METADATA_NAMESPACE
 from netrng_hostd.hypervisor.errors import HypervisorError, NoDomainError, UnreachableError, translated
 from netrng_hostd.hypervisor.stream import StreamPump
 
@@ -26,8 +27,8 @@ _CLOSE_REASONS = {0: "error", 1: "libvirtd closed the connection", 2: "no answer
 class Connection:
     """``on_event(uuid, id, renews, urgent)``: something happened to the domain; ``renews`` says that its
     guest may have gone back in time or was started over, so that a new session is due; ``urgent`` that an
-    administrator did it, who waits for the effect; no guest can.  ``on_close(reason)``: the connection is
-    gone.  Both are called in libvirt's event thread, until close() has returned.
+    administrator changed its quota and waits for the effect; no guest can.  ``on_close(reason)``: the
+    connection is gone.  Both are called in libvirt's event thread, until close() has returned.
     ``later(function)`` runs a function in the worker thread.
     """
 
@@ -143,9 +144,9 @@ class Connection:
 
     def _other(self, _conn: Any, domain: Any, *rest: Any) -> None:
         name = rest[-1]
-        self._on_event(
-            str(domain.UUIDString()), int(domain.ID()), name == "REBOOT", name == "METADATA_CHANGE"
-        )
+        # Of a change of metadata, rest is its kind, the namespace (None for a title or a description), name.
+        urgent = name == "METADATA_CHANGE" and rest[1] == METADATA_NAMESPACE
+        self._on_event(str(domain.UUIDString()), int(domain.ID()), name == "REBOOT", urgent)
 
     def _closed(self, _conn: Any, reason: int, _opaque: Any) -> None:
         self._on_close(_CLOSE_REASONS.get(reason, f"reason {reason}"))
