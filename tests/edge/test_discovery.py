@@ -492,6 +492,63 @@ def test_only_a_change_of_our_own_metadata_is_urgent() -> None:
     assert told == [False, False, True]
 
 
+class Reading:
+    """Listings of ``UUIDS``, in the order in which each domain's XML is read; no libvirt is asked."""
+
+    UUIDS = tuple(f"{number:08x}-0000-4000-8000-000000000000" for number in range(4))
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, urgent: Callable[[int], str | None]) -> None:
+        """While an XML is read for the nth time, from 0 on, the quota of the domain ``urgent(n)`` changes."""
+        self.read: list[str] = []
+        self.listings = 0
+
+        def active(_: Connection) -> list[tuple[str, int]]:
+            self.listings += 1
+            return [(uuid, 1) for uuid in self.UUIDS]
+
+        def live_xml(connection: Connection, uuid: str) -> str:
+            changed = urgent(len(self.read))
+            self.read.append(uuid)
+            if changed is not None:
+                connection._on_event(changed, 1, False, True)
+            return domain_xml(uuid, uuid).replace("<domain ", "<domain id='1' ", 1)
+
+        monkeypatch.setattr(Connection, "active", active)
+        monkeypatch.setattr(Connection, "live_xml", live_xml)
+
+    def run_until(self, condition: Callable[[], object]) -> None:
+        async def scenario() -> None:
+            async with running(Recorder().watcher(URI)):
+                await until(condition)
+
+        asyncio.run(scenario(), debug=True)
+
+
+def test_a_change_of_metadata_is_read_before_the_rest_of_a_long_listing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second, third, last = Reading.UUIDS
+    reading = Reading(monkeypatch, {0: last, 2: first}.get)
+    reading.run_until(lambda: len(reading.read) >= 7)
+    assert reading.read[:5] == [first, last, second, first, third]
+    assert reading.read[5:7] == [first, last], "as after every event"
+
+
+def test_changes_of_metadata_without_end_do_not_hold_up_a_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third, last = Reading.UUIDS
+    reading = Reading(monkeypatch, lambda _: first)
+    reading.run_until(lambda: reading.listings > 1)
+    assert reading.read[:7] == [first, first, second, first, third, first, last]
+
+
+def test_a_change_of_a_domain_that_was_not_listed_yet_waits_for_the_next_listing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reading = Reading(monkeypatch, {0: UUID_A}.get)
+    reading.run_until(lambda: reading.listings > 1)
+    assert reading.read[:4] == list(reading.UUIDS)
+
+
 def test_a_change_of_metadata_counts_within_a_fraction_of_a_second() -> None:
     # docs/operating.md says so: what a daemon waits by default, before it reads the domain and before it
     # decides on what is promised. What libvirt's calls take comes on top.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+from collections.abc import Iterable, Iterator
 from typing import Callable
 
 
@@ -22,14 +23,16 @@ class Inbox:
         self._posted = False
         self._shut = False
         self._dirty: set[str] = set()
-        self._urgent = False
+        self._urgent: set[str] = set()
+        self._waited_for: set[str] = set()
         self._wake = asyncio.Event()
         self._hurry = asyncio.Event()
 
     def event(self, uuid: str, number: int, renews: bool, urgent: bool = False) -> None:
         """In libvirt's thread."""
         with self._lock:
-            self._urgent = self._urgent or urgent
+            if urgent:
+                self._urgent.add(uuid)
             key = (uuid, number)
             self._events[key] = self._events.get(key, False) or renews
             self._post()
@@ -63,6 +66,22 @@ class Inbox:
         dirty, self._dirty = self._dirty, set()
         return dirty
 
+    def order(self, uuids: Iterable[str]) -> Iterator[str]:
+        """``uuids``, and before each of them one that had an urgent event and was not looked at since.
+
+        So a change need not wait for the end of a long listing, and however many there are do not hold it up.
+        """
+        due = dict.fromkeys(uuids)
+        while due:
+            if self._waited_for:
+                urgent = self._waited_for.pop()
+                due.pop(urgent, None)
+                yield urgent
+            if due:
+                uuid = next(iter(due))
+                del due[uuid]
+                yield uuid
+
     async def _until(self, event: asyncio.Event, timeout_s: float) -> None:
         # Not asyncio.wait_for: before Python 3.12 a cancellation that comes together with the event is lost.
         timer = self.loop.call_later(timeout_s, event.set)
@@ -79,11 +98,12 @@ class Inbox:
     def _arrive(self) -> None:
         with self._lock:
             events, self._events = self._events, {}
-            urgent, self._urgent = self._urgent, False
+            urgent, self._urgent = self._urgent, set()
             self.lost, self._posted = self._lost, False
             if self._shut:
                 return
         if urgent:
+            self._waited_for |= urgent
             self._hurry.set()
         self._wake.set()
         for (uuid, number), renews in events.items():

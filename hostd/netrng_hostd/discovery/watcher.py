@@ -124,7 +124,7 @@ class Watcher:
             while True:
                 if dirty is None:
                     next_full = loop.time() + self._timing.relist_s
-                await self._relist(worker, connection, dirty)
+                await self._relist(worker, connection, inbox, dirty)
                 debounce.listed(loop.time())
                 self._enter("connected", "")
                 if await inbox.wait(next_full - loop.time()):
@@ -154,7 +154,9 @@ class Watcher:
         finally:
             waiting.cancel()
 
-    async def _relist(self, worker: Worker, connection: Connection, dirty: set[str] | None) -> None:
+    async def _relist(
+        self, worker: Worker, connection: Connection, inbox: Inbox, dirty: set[str] | None
+    ) -> None:
         """List, and read the XML of those that are new, or dirty (None: all)."""
         listed = dict(await self._answer(worker.submit(connection.active)))
         for uuid, old in list(self.domains.items()):
@@ -163,12 +165,12 @@ class Watcher:
                 self._vanished(old)
         self._unreadable = {uuid: number for uuid, number in self._unreadable.items() if uuid in listed}
         self._opened_s = {uuid: when for uuid, when in self._opened_s.items() if uuid in listed}
-        for uuid, number in listed.items():
-            if dirty is not None and uuid in self.domains and uuid not in dirty:
-                continue
-            new = await self._read(worker, connection, uuid, number)
-            if new is not None:
-                self._report(new)
+        due = (uuid for uuid in listed if dirty is None or uuid not in self.domains or uuid in dirty)
+        for uuid in inbox.order(due):
+            if uuid in listed:  # or it has just come, and its event is followed by another listing
+                new = await self._read(worker, connection, uuid, listed[uuid])
+                if new is not None:
+                    self._report(new)
 
     async def _read(
         self, worker: Worker, connection: Connection, uuid: str, number: int
