@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Shares one hardware random number generator fairly among the VMs of this hypervisor.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"netrng-hostd {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
             description=summary[0].upper() + summary[1:] + ".",
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # what changes a domain should not be guessed
         )
 
     def add_config(command: argparse.ArgumentParser) -> None:

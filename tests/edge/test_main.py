@@ -53,6 +53,9 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         ["detach", "web-1", "--connect", "test:///\udcff"],
         ["quota"],
         ["quota", "web-1", "--wieght", "3"],
+        ["quota", "web-1", "--w", "3"],
+        ["attach", "web-1", "--conn", "test:///default"],
+        ["xml", "--xe"],
     ],
 )
 def test_misuse_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
