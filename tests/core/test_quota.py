@@ -34,15 +34,15 @@ UUID = "8b1f0000-0000-4000-8000-00000000000A"
     ("numbers", "complaint"),
     [
         ({"reservation": 2000, "limit": 1000}, "reservation 2kB/s exceeds limit 1kB/s"),
-        ({"reservation": -1}, "reservation is -1; allowed: 0 to"),
+        ({"reservation": -1}, "reservation is -1B/s; allowed: 0B/s to"),
         ({"weight": 0}, "weight is 0; allowed: 1 to 10000"),
         ({"weight": 10_001}, "weight is 10001"),
-        ({"limit": 0}, "limit is 0; allowed: 1 to"),
-        ({"burst": 63}, "burst is 63; allowed: 64 to"),
-        ({"max_reservation": -1}, "max_reservation is -1; allowed: 0 to"),
+        ({"limit": 0}, "limit is 0B/s; allowed: 1B/s to"),
+        ({"burst": 63}, "burst is 63B; allowed: 64B to 1GiB"),
+        ({"max_reservation": -1}, "max_reservation is -1B/s; allowed: 0B/s to"),
         ({"max_weight": 10_001}, "max_weight is 10001; allowed: 1 to 10000"),
-        ({"max_limit": 0}, "max_limit is 0; allowed: 1 to"),
-        ({"max_burst": 63}, "max_burst is 63; allowed: 64 to"),
+        ({"max_limit": 0}, "max_limit is 0B/s; allowed: 1B/s to"),
+        ({"max_burst": 63}, "max_burst is 63B; allowed: 64B to 1GiB"),
     ],
 )
 def test_numbers_that_contradict_each_other_are_refused(numbers: dict[str, int], complaint: str) -> None:
@@ -235,7 +235,7 @@ def test_metadata_is_written_as_in_the_configuration() -> None:
         ({"limit": "fast"}, "limit: found rate 'fast'; allowed:"),
         ({"reservation": "none"}, "reservation: found rate 'none'; allowed:"),
         ({"burst": "1KiB/s"}, "burst: found size '1KiB/s'; allowed:"),
-        ({"burst": "63"}, "quota 'metadata': burst is 63; allowed: 64 to"),
+        ({"burst": "63"}, "quota 'metadata': burst is 63B; allowed: 64B to 1GiB"),
         ({"reservation": "2", "limit": "1"}, "quota 'metadata': reservation 2B/s exceeds limit 1B/s"),
     ],
 )

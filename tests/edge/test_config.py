@@ -310,7 +310,7 @@ def test_who_has_no_place_for_a_daemon_asks_the_systems(
         ),
         ("[[quota]]\nname = 'a'\nmatch = ['*']\nlimit = 0", "quota[0].limit: found limit 0; allowed:"),
         ("[[quota]]\nname = 'a'\nmatch = ['*']\nburst = 1.5", "quota[0].burst: found size 1.5; allowed:"),
-        ("[[quota]]\nname = 'a'\nmatch = ['*']\nburst = 63", "quota 'a': burst is 63; allowed: 64 to"),
+        ("[[quota]]\nname = 'a'\nmatch = ['*']\nburst = 63", "quota 'a': burst is 63B; allowed: 64B to 1GiB"),
         (
             "[[quota]]\nname = 'a'\nmatch = ['*']\nmax_weight = 0",
             "quota[0].max_weight: found weight 0; allowed: a whole number from 1 to 10000, or \"none\"",
@@ -319,7 +319,7 @@ def test_who_has_no_place_for_a_daemon_asks_the_systems(
             "[[quota]]\nname = 'a'\nmatch = ['*']\nmax_limit = 'off'",
             "quota[0].max_limit: found rate 'off'; allowed:",
         ),
-        ("[[quota]]\nname = 'a'\nmatch = ['*']\nmax_burst = 63", "quota 'a': max_burst is 63; allowed: 64"),
+        ("[[quota]]\nname = 'a'\nmatch = ['*']\nmax_burst = 63", "quota 'a': max_burst is 63B; allowed: 64B"),
         (
             "[[quota]]\nname = 'a'\nmatch = ['*']\nreservation = 2\nlimit = 1",
             "quota 'a': reservation 2B/s exceeds limit 1B/s; allowed: a reservation up to the limit",

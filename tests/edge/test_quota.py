@@ -171,7 +171,7 @@ def test_a_transient_domain_has_it_while_it_runs(hypervisor: libvirt.virConnect)
     [
         ({"weight": "0"}, "weight: found weight '0'; allowed: a whole number from 1 to 10000"),
         ({"limit": "fast"}, "limit: found rate 'fast'; allowed: bytes per second as 100"),
-        ({"burst": "1"}, "quota 'metadata': burst is 1; allowed: 64 to"),
+        ({"burst": "1"}, "quota 'metadata': burst is 1B; allowed: 64B to 1GiB"),
         ({"reservation": "2", "limit": "1"}, "quota 'metadata': reservation 2B/s exceeds limit 1B/s"),
         ({"reservation": "\udcff\x1b"}, r"reservation: found rate '\udcff\x1b'; allowed"),
     ],

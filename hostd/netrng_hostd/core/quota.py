@@ -59,7 +59,8 @@ def _check(quota: Quota | QuotaRule) -> None:
         for spelled in (key, f"max_{key}"):
             value = getattr(quota, spelled, None)
             if isinstance(value, int) and not low <= value <= high:
-                raise QuotaError(f"quota {quota.name!r}: {spelled} is {value}; allowed: {low} to {high}")
+                found, least, most = map(_SPELLING[key][1], (value, low, high))
+                raise QuotaError(f"quota {quota.name!r}: {spelled} is {found}; allowed: {least} to {most}")
     reservation, limit = quota.reservation, quota.limit
     if reservation is not None and isinstance(limit, int) and reservation > limit:
         raise QuotaError(
