@@ -333,6 +333,13 @@ def test_who_has_no_place_for_a_daemon_asks_the_systems(
             "[[quota]]\nname = 'a'\nmatch = ['x']\n[[quota]]\nname = 'a'\nmatch = ['y']",
             'quota[1].name: found "a", allowed: a name that no other quota has',
         ),
+        *(
+            (
+                f"[[quota]]\nname = '{name}'\nmatch = ['*']",
+                f'quota[0].name: found "{name}", allowed: a name other than "metadata" and "built-in", which',
+            )
+            for name in ("metadata", "built-in")
+        ),
         ("[admission]\nheadroom = 0.91", "admission.headroom: found 0.91, allowed: a number from 0 to 0.9"),
         (
             '[admission]\npolicy = "maybe"',

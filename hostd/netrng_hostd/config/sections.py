@@ -19,7 +19,7 @@ from netrng_hostd.config.model import (
 from netrng_hostd.config.table import ConfigError, Table
 from netrng_hostd.core.domain import MIN_SAMPLE
 from netrng_hostd.core.health import STARTUP
-from netrng_hostd.core.quota import UNSET, QuotaRule, check_rules
+from netrng_hostd.core.quota import DEFAULT_QUOTA, METADATA, UNSET, QuotaRule, check_rules
 from netrng_hostd.core.spelling import (
     QuotaError,
     format_size,
@@ -37,6 +37,7 @@ LEAST_GENERAL = STARTUP + MIN_SAMPLE
 SUN_PATH_MAX = 107  # bytes in sockaddr_un, unix(7)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 MATCH = re.compile(r"(?!uuid:).*|uuid:[-0-9A-Fa-f*?!\[\]]+", re.DOTALL)
+QUOTA_NAMES_TAKEN = (METADATA, DEFAULT_QUOTA.name)  # the status tells by them where a quota comes from
 NAME_ALLOWED = 'a name of letters, digits, "_", "." and "-", at most 64'
 URI_ALLOWED = 'a libvirt URI like "qemu:///system"'
 LOCAL_HOSTS = ("", "localhost", "127.0.0.1", "::1")
@@ -120,6 +121,9 @@ def read_quotas(file: str, tables: list[Table]) -> tuple[QuotaRule, ...]:
         for table in tables:
             table.only(*_keys(QuotaRule))
             name = _name(table, None)
+            if name in QUOTA_NAMES_TAKEN:
+                taken = " and ".join(f'"{name}"' for name in QUOTA_NAMES_TAKEN)
+                raise table.wrong("name", name, f"a name other than {taken}, which the status uses itself")
             if any(name == rule.name for rule in rules):
                 raise table.wrong("name", name, "a name that no other quota has")
             rules.append(

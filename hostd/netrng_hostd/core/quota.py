@@ -84,6 +84,7 @@ class Quota:
 
 
 DEFAULT_QUOTA = Quota()
+METADATA = "metadata"  # the name of a quota that a domain's metadata sets anything of
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def parse_metadata(attributes: Iterable[tuple[str, str]]) -> QuotaRule:
             values[key] = _SPELLING[key][0](text)
         except QuotaError as error:
             raise QuotaError(f"{key}: found {error}") from None
-    return QuotaRule("metadata", (), **values)
+    return QuotaRule(METADATA, (), **values)
 
 
 def format_metadata(rule: QuotaRule) -> tuple[tuple[str, str], ...]:
