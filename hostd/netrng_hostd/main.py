@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     quota.add_argument("--reservation", metavar="R", help='at least so much: 100, "10KiB/s", "2kB/s"')
     quota.add_argument("--weight", metavar="W", help="its share of the rest, 1 to 10000")
-    quota.add_argument("--limit", metavar="L", help='never more than so much, or "none"')
+    quota.add_argument("--limit", metavar="L", help='no more than so much, after the burst, or "none"')
     quota.add_argument("--burst", metavar="B", help='bytes at once above the limit: 4096, "64KiB"')
     quota.add_argument("--reset", action="store_true", help="first remove all that is set")
     add_connect(quota)

@@ -328,6 +328,12 @@ def test_a_commands_man_page_is_complete(program: str) -> None:
     assert in_page == in_help
 
 
+def test_the_states_of_the_man_page_are_those_of_status() -> None:
+    states = text(ROOT / "docs/man/netrng-hostd.8").partition(".SH STATES")[2].partition(".SH ")[0]
+    told = re.findall(r"^\.BR (\w+) [,.]$", states, re.MULTILINE)
+    assert told == [*SOURCE_STATES, *DOMAIN_STATES, *URI_STATES]
+
+
 def test_the_configurations_man_page_is_complete() -> None:
     page = plain(text(ROOT / "docs/man/netrng-hostd.toml.5"))
     told: dict[str, list[str]] = {}

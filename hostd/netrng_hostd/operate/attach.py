@@ -57,8 +57,7 @@ def _attach(domain: Definition, lines: list[str]) -> None:
         return
     if domain.persistent and not kept:
         domain.attach_kept(channel)
-        later = "" if domain.active else "; active at its next start"
-        lines.append(f"{domain.name}: channel added to the definition{later}")
+        lines.append(f"{domain.name}: channel added to the definition{_later(domain)}")
     if domain.active and not live:
         refused = _try_live(domain, lambda: domain.attach_live(channel))
         if refused:
@@ -66,6 +65,13 @@ def _attach(domain: Definition, lines: list[str]) -> None:
         else:
             note = "" if domain.persistent else f"; {_TRANSIENT}"
             lines.append(f"{domain.name}: channel added to the running domain, active now{note}")
+
+
+def _later(domain: Definition) -> str:
+    if domain.active:
+        return ""
+    saved = ": the next one restores a saved state" if domain.has_saved_state() else ""
+    return f"; active at its next {'full ' if saved else ''}start{saved}"
 
 
 def _detach(domain: Definition, lines: list[str]) -> None:
