@@ -232,6 +232,15 @@ class TestDriversThatChangeWholeDefinitionsOnly:
             assert domain.XMLDesc(INACTIVE) == before
             domain.undefine()
 
+    def test_a_saved_state_has_no_channel_yet(self) -> None:
+        with fake_hypervisor() as hypervisor:
+            domain = hypervisor.defineXML(domain_xml("a", UUID_A))
+            domain.create()
+            domain.managedSave(0)
+            text = good(attach("a", "test:///default"))
+            assert "active at its next full start: the next one restores a saved state" in text
+            domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+
     def test_a_running_domain_waits_for_its_power_off(self) -> None:
         with fake_hypervisor() as hypervisor:
             domain = hypervisor.defineXML(domain_xml("a", UUID_A))
