@@ -15,8 +15,9 @@ from bench.line import Line, skipped
 
 DEVICE = "/dev/hwrng"
 BLOCK = 2048
-RUNS = 3
-RUN_S = 12.0
+RUNS = 4
+RUN_S = 10.0
+WARM = 12  # blocks, before those that are counted
 ACKED_S = 25.0
 _SPOKEN = re.compile(r"^(\d+) bytes.* copied, ([\d.]+) s", re.MULTILINE)
 
@@ -54,7 +55,10 @@ def acknowledged(count: int, say: Say) -> Iterator[Line]:
 
 
 def read_rate(say: Say) -> Iterator[Line]:
-    """hostd and dd by turns, each alone with the device."""
+    """hostd and dd by turns, each alone with the device, and counted once it has read for a while.
+
+    For at first a device gives what it has saved up, and its rate's limiter what it was not asked for.
+    """
     what = f"{DEVICE}: read by hostd and by dd in turn"
     if why := unusable():
         skipped(what, why)
@@ -66,12 +70,13 @@ def read_rate(say: Say) -> Iterator[Line]:
         for kind, rates in runs.items():
             rates.append(kind(say, count))
     dd, hostd = runs[_dd_run], runs[_hostd_run]
-    spread = max(dd + hostd) - min(dd + hostd)
+    spread = max(max(dd) - min(dd), max(hostd) - min(hostd))
     means = sum(hostd) / RUNS, sum(dd) / RUNS
     figures = " ".join(f"{rate:.0f}" for rate in hostd), " ".join(f"{rate:.0f}" for rate in dd)
     yield Line(
         what, f"hostd {means[0]:.0f} B/s ({figures[0]}), dd {means[1]:.0f} B/s ({figures[1]})",
-        f"≥ dd's mean less the spread ({spread:.0f} B/s)", means[0] >= means[1] - spread,
+        f"≥ dd's mean less the larger spread of one's own runs ({spread:.0f} B/s)",
+        means[0] >= means[1] - spread,
     )  # fmt: skip
 
 
@@ -84,6 +89,7 @@ def _books(hostd: Hostd, fleet: Fleet) -> tuple[int, int]:
 
 def _dd_run(say: Say, count: int) -> float:
     say(f"dd reads {count * BLOCK} bytes")
+    _dd(BLOCK, WARM)
     return _dd(BLOCK, count)
 
 
