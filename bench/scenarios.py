@@ -28,7 +28,7 @@ KEEP = 2 * BYTE_WINDOW  # bytes: hostd's gap_ns is the time in which so many com
 
 
 def all_lines() -> Iterator[Line]:
-    """Every scenario, at full size: about two minutes."""
+    """Every scenario, at full size: about half a minute."""
     for domains in (16, 256, 1000):
         yield from equal(domains)
         yield from equal(domains, adaptive=True)
@@ -176,6 +176,10 @@ def reservations(seconds: float, adaptive: bool = False, greedy: int = 100) -> I
     what = f"reservations among {greedy} greedy and 10 hostile, {_samples(sim, adaptive)}"
     most = max(sim.scheduler.sample_size, 2 * MIN_SAMPLE)
     why = "one sample" if most == sim.scheduler.sample_size else "two grains of 32 B"
+    refilled = min(SEED_RESERVE, RATE / 10 * (seconds - 5) * 0.9)  # once what is kept is there
+    stored = sim.reservoir.seed_available
+    enough = stored >= refilled
+    yield Line(f"{what}: seed reserve meanwhile", f"{stored} B", f"≥ {refilled:.0f} B", enough)
     for rate in sorted(set(rates), reverse=True):
         worst = max(shortfall.worst[f"reserved{i}"] for i, own in enumerate(rates) if own == rate)
         name = f"{rate} B/s" if rates.count(rate) == 1 else f"{rates.count(rate)} of {rate} B/s"

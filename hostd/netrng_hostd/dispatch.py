@@ -12,7 +12,7 @@ import time
 
 from netrng_hostd.channels.channel import Channel
 from netrng_hostd.core.bucket import NS_PER_S
-from netrng_hostd.core.domain import MIN_SAMPLE
+from netrng_hostd.core.domain import MIN_SAMPLE, SEED_SIZE
 from netrng_hostd.core.granularity import sample_size
 from netrng_hostd.core.health import BYTE_WINDOW, STARTUP
 from netrng_hostd.core.ledger import Ledger
@@ -62,7 +62,7 @@ class Dispatcher:
         if size != scheduler.sample_size:
             scheduler.sample_size = size
         # With less than a start-up's bytes of room beside those kept, the source could never begin anew.
-        most = max(0, self.reservoir.general_size - STARTUP - MIN_SAMPLE)
+        most = max(0, self.reservoir.general_size - STARTUP - MIN_SAMPLE - SEED_SIZE)
         kept_ns = most * NS_PER_S // max(1, scheduler.reserved)
         scheduler.gap_ns = min(GAP_BYTES * NS_PER_S // rate, kept_ns) if rate else 0
 

@@ -205,11 +205,12 @@ class Roster:
         return served or len(self._entries) < self._config.max_domains
 
     def _add(self, candidate: Candidate) -> None:
-        """It may be known already, and is served anew then; its verdict stays."""
+        """It may be known already: its verdict stays, and if it is served it goes on to be."""
+        served = candidate.key in self._entries
         before = self._take_out(candidate.key)
         self._candidates.setdefault(candidate.uuid, []).append(candidate)
         self._hold(candidate.uuid)
-        why = self._why_not(candidate)
+        why = "" if served else self._why_not(candidate)
         if why:
             self._refusals[candidate.key] = Refusal(candidate, why, time.monotonic_ns())
             if before is None or before.why != why:

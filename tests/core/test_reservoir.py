@@ -61,15 +61,16 @@ def test_the_headroom_is_the_part_that_refills_the_seed_reserve(headroom: int, r
 
 def test_what_reservations_rest_on_comes_before_the_seed_reserve() -> None:
     reservoir = Reservoir(10_000, 2_000, headroom=500)
-    reservoir.put(bytearray(600), keep=900)
-    assert reservoir.seed_available == 0
-    reservoir.put(bytearray(600), keep=900)
+    reservoir.put(bytearray(640), keep=900)
     assert reservoir.seed_available == 0
     reservoir.put(bytearray(640), keep=900)
-    assert reservoir.seed_available == 320
-    reservoir.take(reservoir.available)
+    assert reservoir.seed_available == 320, "960 bytes are there with half of it"
+    reservoir.take(reservoir.available - 570)
     reservoir.put(bytearray(640), keep=900)
-    assert reservoir.seed_available == 320, "what was left out is not made up for"
+    assert reservoir.seed_available == 320, "890 would be: what is left out is not made up for"
+    reservoir.take(reservoir.available - 580)
+    reservoir.put(bytearray(640), keep=900)
+    assert reservoir.seed_available == 640, "fewer are there before, and enough with what comes"
 
 
 def test_without_headroom_the_seed_reserve_gets_what_nobody_asks_for() -> None:

@@ -395,7 +395,7 @@ def test_what_is_kept_is_spent_on_reservations_alone() -> None:
     host = Host({"reserved": Quota(reservation=1000), "other": Quota()}, gap_ns=NS // 2)
     host.scheduler.want("reserved", 0, 0, host.now)
     host.scheduler.want("other", 64, WINDOW, host.now)
-    host.available = 600
+    host.available = 664
     assert [pick.n_bytes for pick in host.give()] == [64, 36]
     host.scheduler.want("reserved", 0, WINDOW, host.now)
     assert [(pick.uuid, pick.reason) for pick in host.give()] == [("reserved", "reservation")]
@@ -408,13 +408,13 @@ def test_what_is_kept_is_spent_on_reservations_alone() -> None:
 def test_what_is_kept_pays_a_grain_shortly_before_its_deadline_though_nothing_is_delivered() -> None:
     gap_ns = NS // 10
     host = Host({"reserved": Quota(reservation=1000), "other": Quota()}, gap_ns=gap_ns)
-    assert host.scheduler.kept == 100
-    host.available = 100 + 20
+    assert host.scheduler.kept == 100 + 64
+    host.available = 164 + 20
     assert host.give() == [], "a grain is due, and what is kept may wait for the next delivery"
     when = host.scheduler.next_ns(host.now)
     assert when == host.now + 128 * NS // 1000 - gap_ns
     host.now = when
-    assert [(pick.uuid, pick.n_bytes) for pick in host.give()] == [("reserved", 120)]
+    assert [(pick.uuid, pick.n_bytes) for pick in host.give()] == [("reserved", 128)]
 
 
 def test_the_sum_of_reservations_is_known() -> None:

@@ -239,6 +239,7 @@ class TestDriversThatChangeWholeDefinitionsOnly:
             domain.managedSave(0)
             text = good(attach("a", "test:///default"))
             assert "active at its next full start: the next one restores a saved state" in text
+            assert "; active at its next full start:" in good(detach("a", "test:///default"))
             domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
 
     def test_a_running_domain_waits_for_its_power_off(self) -> None:

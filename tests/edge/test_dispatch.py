@@ -152,8 +152,7 @@ def test_samples_and_what_is_kept_follow_the_source_and_those_who_ask() -> None:
         dispatcher.adapt(1 << 20, 512)
         assert (scheduler.sample_size, scheduler.gap_ns) == (512, 976_562)
         dispatcher.adapt(1, 512)  # what is kept leaves room for a start-up
-        kept = scheduler.reserved * scheduler.gap_ns // 10**9
-        assert kept == dispatcher.reservoir.general_size - 1024 - 32
+        assert scheduler.kept == dispatcher.reservoir.general_size - 1024 - 32
         dispatcher.stop()
 
     asyncio.run(scenario(), debug=True)

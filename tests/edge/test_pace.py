@@ -88,6 +88,25 @@ def test_a_read_that_hung_says_nothing_of_the_source_before_and_after() -> None:
     assert (meter.rate, meter.measured_ns) == (10_000, 35 * S)
 
 
+def test_a_source_that_hangs_again_and_again_is_as_slow_as_that() -> None:
+    meter = CapacityMeter()
+    now_ns = S
+    rates = []
+    for _ in range(20):  # three seconds of 10,000 bytes each, and then two and a half of nothing
+        for _ in range(30):
+            now_ns += 100 * MS
+            meter.add(1_000, now_ns)
+        now_ns += 2_500 * MS
+        meter.add(1_000, now_ns)
+        rates.append(meter.rate or 0)
+    assert rates[0] == 10_000
+    assert max(rates[1:]) < 8_000
+    meter.failed()
+    read_on(meter, now_ns + S, 10_000, 1)
+    assert not meter.add(1_000, now_ns + 60 * S)
+    assert meter.rate == 10_000
+
+
 def test_a_source_that_is_always_slow_is_measured() -> None:
     meter = CapacityMeter()
     assert [meter.add(32, step * 4 * S) for step in range(1, 7)] == [False, False, False, True, True, True]

@@ -527,6 +527,10 @@ def test_a_raised_max_domains_serves_those_that_waited(tmp_path: Path) -> None:
             roster.use([], AdmissionConfig(max_domains=2))
             await until(lambda: len(roster.entries) == 2)
             assert not roster.refusals
+            roster.use([], AdmissionConfig(max_domains=1))
+            await settled(roster)
+            roster.changed(domain(tmp_path / "a", "a"), domain(tmp_path / "elsewhere", "a"), None)
+            assert len(roster.entries) == 2, "who is served stays so, also where its channel moves"
 
     run(scenario)
 

@@ -51,11 +51,12 @@ class Reservoir:
         """Copies in as much as there is room for, from the front; returns how much. The caller wipes `data`.
 
         The headroom's share of all puts goes to the seed reserve, a seed at a time, until that is full, and
-        with it what the general part has no room for. But first the general part has the `keep` bytes that
-        reservations rest on.
+        with it what the general part has no room for. But first the general part has, with what it gets now,
+        the `keep` bytes that reservations rest on.
         """
         accepted = min(len(data), self.room)
-        share = self.headroom if self.available >= keep else 0
+        rest = accepted * (1000 - self.headroom) // 1000
+        share = self.headroom if self.available + rest >= keep else 0
         newly_due, self._remainder = divmod(self._remainder + accepted * share, SEED * 1000)
         self._due = min(self._due + newly_due * SEED, self._seed.room)
         seeds = min(max(self._due, accepted - self._general.room), self._seed.room, accepted)

@@ -29,6 +29,7 @@ RNG_VIRTIO = """\
 """
 
 _POWER_OFF = "active after the next full power-off, not a guest reboot"
+_SAVED = "active at its next full start: the next one restores a saved state"
 _TRANSIENT = "it is transient: what creates it next time has to bring the channel along"
 
 
@@ -70,8 +71,7 @@ def _attach(domain: Definition, lines: list[str]) -> None:
 def _later(domain: Definition) -> str:
     if domain.active:
         return ""
-    saved = ": the next one restores a saved state" if domain.has_saved_state() else ""
-    return f"; active at its next {'full ' if saved else ''}start{saved}"
+    return f"; {_SAVED if domain.has_saved_state() else 'active at its next start'}"
 
 
 def _detach(domain: Definition, lines: list[str]) -> None:
@@ -81,7 +81,8 @@ def _detach(domain: Definition, lines: list[str]) -> None:
         return
     if kept:
         domain.detach_kept(kept)
-        lines.append(f"{domain.name}: channel removed from the definition")
+        saved = "" if domain.active or not domain.has_saved_state() else f"; {_SAVED}"
+        lines.append(f"{domain.name}: channel removed from the definition{saved}")
     if live:
         refused = _try_live(domain, lambda: domain.detach_live(live))
         if refused:

@@ -11,6 +11,7 @@ FAST_READ_NS = 16_000_000  # between two reads a device like virtio-rng does not
 SAVED_UP_NS = 250_000_000
 MEASURE_NS = 1_000_000_000
 AVERAGE_NS = 10_000_000_000
+HUNG_ONCE_NS = 60_000_000_000
 FIRST_RETRY_NS = 500_000_000
 LAST_RETRY_NS = 30_000_000_000
 LAST_ALARM_RETRY_NS = 60_000_000_000
@@ -39,9 +40,8 @@ class CapacityMeter:
     ``rate`` is in bytes per second, None until a second of reading on end has been seen: the mean over the
     seconds of that kind that ended in the last ten. ``measured_ns`` is the monotonic time of the last one's
     end. After a wait the first quarter of a second does not count: it may find what a device, or a pipe, has
-    saved up meanwhile. Nor does a measurement that took more than twice its second, unless the one before did
-    so too: a read that hung for a while says nothing of the source before and after, while one that is always
-    so slow is.
+    saved up meanwhile. Nor does one measurement a minute that took more than twice its second: a read that
+    hung for once says nothing of the source before and after, while one that hangs again is so slow.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class CapacityMeter:
         self._resumed_ns: int | None = None
         self._since_ns: int | None = None
         self._bytes = 0
-        self._slow = False
+        self._hung_ns: int | None = None  # when a measurement was passed over
         self._seconds: deque[tuple[int, int, int]] = deque()  # (end, bytes, duration)
 
     def waited(self) -> None:
@@ -61,6 +61,7 @@ class CapacityMeter:
     def failed(self) -> None:
         """The source failed, and what is opened next may be another one."""
         self.waited()
+        self._hung_ns = None
         self._seconds.clear()
 
     def add(self, count: int, ended_ns: int) -> bool:
@@ -75,10 +76,11 @@ class CapacityMeter:
         elapsed_ns = ended_ns - self._since_ns
         if elapsed_ns < MEASURE_NS:
             return False
-        was_slow, self._slow = self._slow, elapsed_ns > 2 * MEASURE_NS
-        if self._slow and not was_slow:
-            self._since_ns, self._bytes = ended_ns, 0
-            return False
+        if elapsed_ns > 2 * MEASURE_NS:
+            hung_ns, self._hung_ns = self._hung_ns, ended_ns
+            if hung_ns is None or ended_ns - hung_ns > HUNG_ONCE_NS:
+                self._since_ns, self._bytes = ended_ns, 0
+                return False
         seconds = self._seconds
         seconds.append((ended_ns, self._bytes, elapsed_ns))
         while seconds[0][0] < ended_ns - AVERAGE_NS:
