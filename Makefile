@@ -31,13 +31,16 @@ setup-vm:       # before the fast tests: some of them use strace and QEMU where 
 
 # The edge tests that start a QEMU (paused, without a guest) or a downloaded rngd are not fast ones.
 WITH_REAL := tests/edge/test_hypervisor_stream.py tests/edge/test_attach.py tests/edge/test_real_rngd.py
+# Those of the benchmarks are no fast ones either.
+OF_BENCH := tests/core/test_simulation.py tests/edge/test_bench_ends.py
 PYTEST := .venv/bin/pytest -q -p no:cacheprovider
+WORKERS := $(shell echo $$((2 * $$(nproc))))  # many tests wait for something most of the time
 
 test-fast: venv  ## no VM, no root: under a minute
-	$(PYTEST) -n auto --dist worksteal tests/core tests/edge $(addprefix --ignore=,$(WITH_REAL))
+	$(PYTEST) -n $(WORKERS) --dist worksteal tests/core tests/edge $(addprefix --ignore=,$(WITH_REAL) $(OF_BENCH))
 
-test-rest: venv setup-vm  ## wheel, documentation and units; libvirt streams and attach with a real QEMU; real rngds
-	$(PYTEST) -n auto --dist worksteal tests/packaging $(WITH_REAL)
+test-rest: venv setup-vm  ## wheel, documentation, units; streams, attach, quota with a real QEMU; real rngds; the simulator
+	$(PYTEST) -n auto --dist worksteal tests/packaging $(WITH_REAL) $(OF_BENCH)
 
 coverage: venv   ## each core module covered by its own test file alone, every branch
 	@PATH=$(CURDIR)/.venv/bin:$$PATH scripts/coverage
