@@ -17,6 +17,8 @@ from bench.fleet import BenchError
 from bench.hostd import Say
 from bench.line import Line, report
 
+COUNTS = (1, 16, 256, 1000, 4000)  # of ends
+
 
 def simulated(say: Say) -> Iterator[Line]:
     """The scenarios of `make bench`."""
@@ -26,13 +28,12 @@ def simulated(say: Say) -> Iterator[Line]:
 
 
 RUNS: dict[str, Callable[[Say], Iterator[Line]]] = {
-    **{f"equal-{count}": functools.partial(shares.equal, count) for count in (1, 16, 256, 1000, 4000)},
+    **{f"equal-{count}": functools.partial(shares.equal, count) for count in COUNTS},
     "weights": shares.weighted,
     "limits": shares.limited,
     "reservations": shares.reserved,
     "boot-storm": storm.boot_storm,
-    "acknowledged-16": functools.partial(hardware.acknowledged, 16),
-    "acknowledged-1000": functools.partial(hardware.acknowledged, 1000),
+    **{f"acknowledged-{count}": functools.partial(hardware.acknowledged, count) for count in COUNTS},
     "read-rate": hardware.read_rate,
     "throughput": load.throughput,
     "simulated": simulated,

@@ -57,18 +57,33 @@ class Hostd(rig.Hostd):
         return int(status.get("sample_size_effective") or status["sample_size"])
 
     def settle(self, say: Say) -> None:
-        """Until the sample size stays as it is and the seed reserve is full, or half a minute is over."""
+        """Until the sample size stays as it is and the seed reserve is full, or half a minute is over.
+
+        Says which of them is not so in the end.
+        """
         say("waits until the sample size is steady and the seed reserve full")
         end_s = time.monotonic() + SETTLE_S
         size, since_s = 0, time.monotonic()
-        while time.monotonic() < end_s:
+        while True:
             if (now := self.sample_size) != size:
                 size, since_s = now, time.monotonic()
             stored = self.status()["reservoir"]
             full = stored["seed_stored"] + SEED_SIZE > stored["seed_reserve"]
-            if full and time.monotonic() - since_s > STEADY_S:
+            steady = time.monotonic() - since_s > STEADY_S
+            if full and steady:
                 return
+            if time.monotonic() > end_s:
+                break
             time.sleep(0.5)
+        if not full:
+            say(
+                f"after {SETTLE_S:.0f} s the seed reserve holds {stored['seed_stored']} of "
+                f"{stored['seed_reserve']} bytes; measures all the same"
+            )
+        if not steady:
+            say(
+                f"after {SETTLE_S:.0f} s the sample size, {size} bytes, is not steady; measures all the same"
+            )
 
     def cpu_s(self) -> float:
         """Seconds of CPU time so far."""

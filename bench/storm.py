@@ -24,6 +24,7 @@ from netrng_hostd.core.domain import SEED_SIZE
 
 AGENTS = 500
 READY_S = 60.0
+SLACK_S = 1.0  # for a source read a test window at a time, and for two cores that run 500 agents at once
 
 
 def boot_storm(say: Say) -> Iterator[Line]:
@@ -57,10 +58,15 @@ def boot_storm(say: Say) -> Iterator[Line]:
             agents.stdin.close()
     if told is None:
         raise BenchError("the agents' process has ended")
-    yield from _judge(what, told, reserve)
+    yield from judge(what, told, reserve)
 
 
-def _judge(what: str, told: dict[str, Any], reserve: int) -> Iterator[Line]:
+def judge(what: str, told: dict[str, Any], reserve: int) -> Iterator[Line]:
+    """What the agents ``told`` (see agents.py), the seed reserve having held ``reserve`` bytes.
+
+    The last seed may take as long as the source needs for the bytes that the reserve lacked, after the last
+    agent began; and SLACK_S.
+    """
     credited_s = [(time_ns - told["signal"]) / 1e9 for time_ns in told["credited"]]
     if len(credited_s) < AGENTS:
         refused = f", {told['denied']} refused by the kernel" if told["denied"] else ""
@@ -69,10 +75,12 @@ def _judge(what: str, told: dict[str, Any], reserve: int) -> Iterator[Line]:
     least_s = max(0, AGENTS * SEED_SIZE - reserve) / RATE
     cuts = statistics.quantiles(credited_s, n=20)
     began_s = (told["began"][-1] - told["signal"]) / 1e9
+    most_s = least_s + began_s + SLACK_S
     yield Line(
         f"{what} (the last after {began_s:.2f} s): seed credited after",
         f"{credited_s[0]:.2f} s, median {cuts[9]:.2f}, 95% {cuts[18]:.2f}, last {credited_s[-1]:.2f} s",
-        f"{AGENTS} credits; {least_s:.2f} s for their bytes alone, beyond a reserve of {reserve} B", True,
+        f"the last ≤ {most_s:.2f} s: {least_s:.2f} s for the bytes beyond a reserve of {reserve} B, "
+        f"{began_s:.2f} s to begin, {SLACK_S:.0f} s on top", credited_s[-1] <= most_s,
     )  # fmt: skip
     early = sum(time_ns < told["credited"][-1] for time_ns in told["beyond"])
     yield Line(f"{what}: had over {MUCH} B before the last seed", f"{early}", "0", early == 0)

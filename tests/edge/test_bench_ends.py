@@ -10,14 +10,19 @@ from pathlib import Path
 
 import pytest
 from bench.fleet import Group
+from bench.hardware import judge_rates
 from bench.hostd import serving
 from bench.series import error_anywhere, error_since_first, most_above, most_below
+from bench.shares import RATE as SOURCE_RATE
+from bench.storm import AGENTS, SLACK_S
+from bench.storm import judge as judge_storm
 from bench.throttle import RECOVERED_NS, Throttled, throttled
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.edge.rig import wait_for
 
 from netrng_hostd.core.bucket import NS_PER_S
+from netrng_hostd.core.domain import SEED_SIZE
 
 RATE = 20_000  # bytes per second
 
@@ -152,3 +157,28 @@ def test_the_time_in_which_the_source_was_late_is_cut_out() -> None:
         (1000 * NS_PER_S + RECOVERED_NS, 1010 * NS_PER_S - 5),
         (1010 * NS_PER_S + RECOVERED_NS, 2000 * NS_PER_S),
     ]
+
+
+def test_a_reader_slower_than_dds_runs_lie_apart_is_short() -> None:
+    dd = [9520, 9612, 9614]
+    assert not judge_rates("rate", [9474, 9470, 9482], dd).ok
+    assert not judge_rates("rate", [9000, 9474, 9900], dd).ok  # its own spread is no excuse
+    assert judge_rates("rate", [9500, 9480, 9490], dd).ok
+    assert judge_rates("rate", [9700, 9700, 9700], dd).ok
+
+
+def _storm(last_s: float, count: int = AGENTS, beyond_s: float = 60.0) -> list[bool]:
+    """Verdicts on a storm: the last agent begins after 2 s, and the source owes 1 s worth of seeds."""
+    credited = [second * NS_PER_S for second in [1.0] * (count - 1) + [last_s]]
+    told = {
+        "signal": 0, "began": [NS_PER_S, 2 * NS_PER_S], "credited": credited, "beyond": [beyond_s * NS_PER_S],
+        "denied": 0,
+    }  # fmt: skip
+    return [line.ok for line in judge_storm("storm", told, AGENTS * SEED_SIZE - SOURCE_RATE)]
+
+
+def test_a_storm_whose_last_seed_is_late_or_missing_or_overtaken_is_short() -> None:
+    assert _storm(2 + 1 + SLACK_S) == [True, True]
+    assert _storm(2 + 1 + SLACK_S + 0.01) == [False, True]
+    assert _storm(3.0, count=AGENTS - 1) == [False]
+    assert _storm(3.0, beyond_s=2.9) == [True, False]
