@@ -27,6 +27,15 @@ def most_above(times_ns: Sequence[int], sizes: Sequence[int], rate: int) -> int:
     return -(-most // NS_PER_S)
 
 
+def left_of_burst(times_ns: Sequence[int], sizes: Sequence[int], limit: int, burst: int, now_ns: int) -> int:
+    """Bytes left at now_ns of a burst that was whole at the first arrival, rounded up; below 0: overdrawn."""
+    left, then_ns = burst * NS_PER_S, times_ns[0] if times_ns else now_ns
+    for time_ns, size in [*zip(times_ns, sizes), (now_ns, 0)]:
+        left = min(burst * NS_PER_S, left + limit * (time_ns - then_ns)) - size * NS_PER_S
+        then_ns = time_ns
+    return -(-left // NS_PER_S)
+
+
 def most_below(times_ns: Sequence[int], sizes: Sequence[int], rate: int, begun_ns: int, ended_ns: int) -> int:
     """The most bytes that any open interval w from begun_ns to ended_ns lacks of rate · w, rounded up.
 

@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from bench.fleet import Group
+from bench.fleet import Group, Mark
 from bench.hardware import judge_rates
 from bench.hostd import serving
-from bench.series import error_anywhere, error_since_first, most_above, most_below
+from bench.series import error_anywhere, error_since_first, left_of_burst, most_above, most_below
+from bench.shares import DUE, LEAST_S, MANY, Measured, judge_beside, judge_cost, judge_equal, judge_reserved
 from bench.shares import RATE as SOURCE_RATE
 from bench.storm import AGENTS, SLACK_S
 from bench.storm import judge as judge_storm
@@ -182,3 +183,68 @@ def test_a_storm_whose_last_seed_is_late_or_missing_or_overtaken_is_short() -> N
     assert _storm(2 + 1 + SLACK_S + 0.01) == [False, True]
     assert _storm(3.0, count=AGENTS - 1) == [False]
     assert _storm(3.0, beyond_s=2.9) == [True, False]
+
+
+SIZE = 32  # bytes of a sample
+
+
+def _measured(got: Sequence[int], seconds: float, size: int = SIZE) -> Measured:
+    """Two looks at ends named by their numbers."""
+    names = [str(number) for number in range(len(got))]
+    begun = Mark(0, dict.fromkeys(names, 0))
+    return Measured([begun, Mark(int(seconds * NS_PER_S), dict(zip(names, got)))], size)
+
+
+def _equal(got: Sequence[int], part: float = 1.0) -> list[bool]:
+    """Verdicts, where ``part`` of what the source gave was handed out."""
+    measured = _measured(got, sum(got) / part / SOURCE_RATE)
+    return [line.ok for line in judge_equal(measured, list(measured.marks[0].taken))]
+
+
+def test_equal_shares_are_short_when_kept_back_or_uneven_or_too_few_to_tell() -> None:
+    due = DUE * SIZE
+    assert _equal([due]) == [True] and _equal([due], 0.97) == [False]
+    assert _equal([due] * 16, 0.99) == [True, True, True]
+    assert _equal([due] * 16, 0.97) == [False, True, True]
+    assert _equal([due - SIZE, due + SIZE] * 8) == [True, True, False]  # 1 / (1 + 1 / 16²)
+    assert _equal([due, due, due + 4 * SIZE, due]) == [True, False, False]
+    assert _equal([due - SIZE] * MANY) == [True, True, False]  # nobody was due enough
+    assert _equal([SIZE] * (MANY + 1)) == [True, True]
+
+
+def test_those_beside_may_be_two_samples_or_a_hundredth_off() -> None:
+    assert judge_beside("beside", [1000 - 2 * SIZE, 1000 + 2 * SIZE], 1000, SIZE).ok
+    assert not judge_beside("beside", [1000, 1001 + 2 * SIZE], 1000, SIZE).ok
+    assert not judge_beside("beside", [999 - 2 * SIZE, 1000], 1000, SIZE).ok
+    assert judge_beside("beside", [99_000], 100_000, SIZE).ok
+    assert not judge_beside("beside", [98_999], 100_000, SIZE).ok
+
+
+def test_a_reservation_is_judged_where_the_source_was_on_time_long_enough() -> None:
+    seconds = int(LEAST_S)
+    times_ns = [second * NS_PER_S for second in range(1, 2 * seconds)]
+    whole, second = [(0, seconds * NS_PER_S)], NS_PER_S
+
+    def ok(size: int, parts: list[tuple[int, int]]) -> bool:
+        return judge_reserved("reserved", times_ns, [100] * len(times_ns), 100, parts, size).ok
+
+    assert ok(100, whole)
+    assert not ok(99, whole)
+    assert not ok(100, [(begun * second, (begun + 1) * second) for begun in range(2 * seconds)])  # fragments
+    assert not ok(100, [])
+    assert not ok(100, [*whole, (seconds * second, 2 * seconds * second + 1)])  # a byte too late, elsewhere
+
+
+def test_the_hostile_may_cost_a_sample_or_a_hundredth() -> None:
+    names, greedy = ["0", "1"], _measured([10_000, 10_000], 10)
+    assert judge_cost(_measured([9_900, 10_000], 10), greedy, names).ok
+    assert not judge_cost(_measured([9_899, 20_000], 10), greedy, names).ok
+    assert judge_cost(_measured([9_700, 10_000], 10, 300), greedy, names).ok
+
+
+def test_what_is_left_of_a_burst() -> None:
+    assert left_of_burst([], [], 10, 100, NS_PER_S) == 100
+    assert left_of_burst([NS_PER_S], [40], 10, 100, NS_PER_S) == 60
+    assert left_of_burst([NS_PER_S], [40], 10, 100, 3 * NS_PER_S) == 80
+    assert left_of_burst([NS_PER_S], [40], 10, 100, 20 * NS_PER_S) == 100  # no more than a burst
+    assert left_of_burst([NS_PER_S, 11 * NS_PER_S], [20, 130], 10, 100, 12 * NS_PER_S) == -20
