@@ -22,10 +22,10 @@ def test_reads_grow_while_they_are_fast_and_shrink_when_they_are_slow() -> None:
     for _ in range(20):
         size.took(size.bytes, size.bytes, MS)
     assert size.bytes == 4096
-    size.took(4096, 4096, 10 * MS)
+    size.took(4096, 4096, 70 * MS)
     assert size.bytes == 4096
     for _ in range(20):
-        size.took(size.bytes, size.bytes, 50 * MS)
+        size.took(size.bytes, size.bytes, 90 * MS)
     assert size.bytes == MIN_READ
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections import deque
 
 MIN_READ = 32  # bytes
-SLOW_READ_NS = 40_000_000
-FAST_READ_NS = 16_000_000  # between two reads a device like virtio-rng does nothing: fewer, larger ones
+SLOW_READ_NS = 80_000_000
+FAST_READ_NS = 30_000_000  # between two reads some devices do nothing: few and large ones
 SAVED_UP_NS = 250_000_000
 MEASURE_NS = 1_000_000_000
 AVERAGE_NS = 10_000_000_000
