@@ -46,6 +46,7 @@ coverage: venv   ## each core module covered by its own test file alone, every b
 	@PATH=$(CURDIR)/.venv/bin:$$PATH scripts/coverage
 
 test-vm: venv guest setup-vm  ## real VMs on a private libvirt
+	@scripts/setup sudo
 	$(PYTEST) -n 2 --dist worksteal tests/vm
 
 bench: venv      ## is it fair? the quotas' promises on a virtual clock, a line each; half a minute
@@ -55,7 +56,7 @@ pictures: venv   ## draws docs/pictures again
 	@scripts/setup pictures
 	@PYTHONPATH=hostd:guest $(PY) -m bench.pictures docs/pictures
 
-bench-fairness: venv  ## the quotas' promises, measured on the real daemon, a line each; about 12 minutes
+bench-fairness: venv  ## the quotas' promises, measured on the real daemon, a line each; about a quarter of an hour
 	@PYTHONPATH=hostd:guest $(PY) -m bench.fairness
 
 clean:           ## removes what was built, downloaded and cached here

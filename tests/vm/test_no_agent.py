@@ -20,6 +20,7 @@ from tests.vm.rig import (
 )
 
 from netrng_guest import wire
+from netrng_hostd.operate.administer import command_line
 
 # Run in the guest: all that waits at its port, in hexadecimal.
 READ_PORT = f"""
@@ -47,9 +48,8 @@ def test_no_agent_and_no_channel(boot_vm: BootVM, libvirtd: PrivateLibvirtd, tmp
             guest.wait_up()
 
         checked = run_command("check", "--config", str(hostd.config))
-        assert f"bare has no channel; give it one: netrng-hostd attach bare --connect {libvirtd.uri}\n" in (
-            checked.stdout
-        )
+        hint = command_line("attach", "bare", libvirtd.uri)
+        assert f"bare has no channel; give it one: {hint}\n" in checked.stdout
         assert "idle" not in checked.stdout
 
         assert hostd.process is not None
