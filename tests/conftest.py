@@ -16,6 +16,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from netrng_hostd.hypervisor import event_thread
+
 GRACE_S = 3.0  # what is being torn down when a test returns may finish within this
 
 
@@ -103,3 +105,11 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ.setdefault("XDG_RUNTIME_DIR", "/tmp")  # a user has one; a bare shell of theirs may not
     config.addinivalue_line("markers", "shared_state: uses what a session-wide fixture started")
+
+
+@pytest.fixture(scope="module")
+def libvirt_events() -> Iterator[None]:
+    """libvirt keeps a few descriptors of its event loop for good: before the leak fixture looks."""
+    event_thread.start()
+    yield
+    event_thread.shutdown()

@@ -16,7 +16,6 @@ from bed.rundir import RunDirectory
 from tests.edge.lab import UUID_A, UUID_B, domain_xml, fake_hypervisor, paused_domain
 from tests.edge.rig import Hostd, run_command, wait_for
 
-from netrng_hostd.hypervisor import event_thread
 from netrng_hostd.operate.administer import Result
 from netrng_hostd.operate.attach import attach, detach, xml
 from netrng_hostd.operate.quota import quota
@@ -32,18 +31,11 @@ needs_qemu = [
         reason="needs libvirt-daemon, libvirt-daemon-driver-qemu and qemu-system-x86",
     ),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def events() -> Iterator[None]:
-    """libvirt keeps a few descriptors of its event loop for good: before the leak fixture looks."""
-    event_thread.start()
-    yield
-    event_thread.shutdown()
+pytestmark = pytest.mark.usefixtures("libvirt_events")
 
 
 @pytest.fixture(scope="module")
-def qemu(events: None) -> Iterator[PrivateLibvirtd]:
+def qemu(libvirt_events: None) -> Iterator[PrivateLibvirtd]:
     with RunDirectory() as run, PrivateLibvirtd(run) as libvirtd:
         yield libvirtd
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from netrng_hostd.config import ChannelConfig, Config, LibvirtConfig, SourceConfig
-from netrng_hostd.hypervisor import LiveChannel, LiveDomain, QuotaElement, UnreachableError, event_thread
+from netrng_hostd.hypervisor import LiveChannel, LiveDomain, QuotaElement, UnreachableError
 from netrng_hostd.operate import check
 from netrng_hostd.operate.check import device, host
 from netrng_hostd.operate.check.device import check_source, holders
@@ -48,12 +48,7 @@ def virtio(path: str | None, mode: str = "bind") -> LiveChannel:
     return LiveChannel("virtio", path, mode, None)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def events() -> Iterator[None]:
-    """libvirt keeps a few descriptors of its event loop for good: before the leak fixture looks."""
-    event_thread.start()
-    yield
-    event_thread.shutdown()
+pytestmark = pytest.mark.usefixtures("libvirt_events")
 
 
 @pytest.fixture

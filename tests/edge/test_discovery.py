@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ from netrng_hostd.hypervisor import (
     LiveChannel,
     QuotaElement,
     UnreachableError,
-    event_thread,
 )
 from netrng_hostd.hypervisor.connection import _RENEWS, Connection
 from netrng_hostd.promises import SETTLE_S
@@ -40,12 +39,7 @@ from netrng_hostd.promises import SETTLE_S
 URI = "test:///default"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def events() -> Iterator[None]:
-    """libvirt keeps a few descriptors of its event loop for good: before the leak fixture looks."""
-    event_thread.start()
-    yield
-    event_thread.shutdown()
+pytestmark = pytest.mark.usefixtures("libvirt_events")
 
 
 def test_domains_that_run_already_and_that_start_later_appear() -> None:

@@ -14,18 +14,13 @@ from pathlib import Path
 import pytest
 from tests.edge.lab import QUICK, UUID_A, Recorder, domain_xml, fake_hypervisor, running, until
 
-from netrng_hostd.hypervisor import LiveDomain, UnreachableError, event_thread
+from netrng_hostd.hypervisor import LiveDomain, UnreachableError
 from netrng_hostd.hypervisor.connection import Connection
 
 NOBODY = 65534
 
 
-@pytest.fixture(autouse=True, scope="module")
-def events() -> Iterator[None]:
-    """libvirt keeps a few descriptors of its event loop for good: before the leak fixture looks."""
-    event_thread.start()
-    yield
-    event_thread.shutdown()
+pytestmark = pytest.mark.usefixtures("libvirt_events")
 
 
 def uri_of(path: Path) -> str:

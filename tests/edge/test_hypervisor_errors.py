@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import libvirt
@@ -15,17 +15,10 @@ from netrng_hostd.hypervisor import (
     NoDomainError,
     UnreachableError,
     UnsupportedError,
-    event_thread,
 )
 from netrng_hostd.hypervisor.errors import one_line, translated
 
-
-@pytest.fixture(autouse=True, scope="module")
-def events() -> Iterator[None]:
-    """libvirt keeps a few descriptors of its event loop for good: before the leak fixture looks."""
-    event_thread.start()
-    yield
-    event_thread.shutdown()
+pytestmark = pytest.mark.usefixtures("libvirt_events")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from typing import Any
 import libvirt
 import pytest
 
-from netrng_hostd.hypervisor import event_thread
 from netrng_hostd.hypervisor.stream import StreamPump
 
 READABLE, WRITABLE, ERROR = (
@@ -74,12 +73,7 @@ class Stream:
         self._callback(self, events, self._argument)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def events() -> Iterator[None]:
-    """libvirt keeps a few descriptors of its event loop for good: before the leak fixture looks."""
-    event_thread.start()
-    yield
-    event_thread.shutdown()
+pytestmark = pytest.mark.usefixtures("libvirt_events")
 
 
 def until(condition: Callable[[], object]) -> None:

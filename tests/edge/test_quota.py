@@ -12,7 +12,6 @@ import libvirt
 import pytest
 from tests.edge.lab import UUID_A, domain_xml, fake_hypervisor
 
-from netrng_hostd.hypervisor import event_thread
 from netrng_hostd.hypervisor.administration import Definition
 from netrng_hostd.hypervisor.domain_xml import DomainXmlError, find_quota, parse_domain
 from netrng_hostd.hypervisor.errors import HypervisorError
@@ -28,12 +27,7 @@ REST = "the rest from hostd.toml"
 IN_FORCE = "netrng-hostd status tells what is in force, which hostd.toml may cap"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def events() -> Iterator[None]:
-    """libvirt keeps a few descriptors of its event loop for good: before the leak fixture looks."""
-    event_thread.start()
-    yield
-    event_thread.shutdown()
+pytestmark = pytest.mark.usefixtures("libvirt_events")
 
 
 @pytest.fixture
