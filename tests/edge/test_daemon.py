@@ -280,8 +280,10 @@ def test_the_capacity_of_a_source_that_nobody_asks_is_measured(tmp_path: Path) -
         wait_for_more(guest, 1_000, "served")
         status = hostd.status()
         assert status["ledger_ok"]
-        assert status["sources"][0]["bytes_discarded"] > status["reservoir"]["size"], "it was read on"
-        assert status["reservoir"]["stored"] > status["reservoir"]["size"] - 1024, "it is full all the while"
+        size = status["reservoir"]["size"]
+        assert status["sources"][0]["bytes_discarded"] > size, "it was read on"
+        # How far the guest is ahead of the reader at one instant is the machine's affair.
+        wait_for(lambda: hostd.status()["reservoir"]["stored"] > size - 1024, "it is full again")
 
 
 def test_samples_shrink_while_many_ask_a_slow_source_and_grow_again(tmp_path: Path) -> None:
