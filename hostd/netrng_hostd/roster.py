@@ -190,12 +190,16 @@ class Roster:
             log.warning("%s: %s", domain.name, detail)
             return Metadata(None, detail)
 
-    def _hold(self, uuid: str) -> None:
-        """One UUID has one bucket, so one quota: where two connections show it, the newest decides."""
+    def _hold(self, uuid: str, served: bool = False) -> None:
+        """One UUID has one bucket, so one quota: where two connections show it, the newest decides.
+
+        ``served``: one of them is, although it is in no entry at this moment.
+        """
         candidates = self._candidates.get(uuid)
         if candidates:
             newest = candidates[-1]
-            self.promises.hold(uuid, newest.name, newest.metadata.rule, claims=self._may_claim(uuid))
+            claims = served or self._may_claim(uuid)
+            self.promises.hold(uuid, newest.name, newest.metadata.rule, claims)
         else:
             self.promises.drop(uuid)
 
@@ -209,7 +213,7 @@ class Roster:
         served = candidate.key in self._entries
         before = self._take_out(candidate.key)
         self._candidates.setdefault(candidate.uuid, []).append(candidate)
-        self._hold(candidate.uuid)
+        self._hold(candidate.uuid, served)
         why = "" if served else self._why_not(candidate)
         if why:
             self._refusals[candidate.key] = Refusal(candidate, why, time.monotonic_ns())

@@ -535,6 +535,22 @@ def test_a_raised_max_domains_serves_those_that_waited(tmp_path: Path) -> None:
     run(scenario)
 
 
+def test_who_is_served_keeps_its_promise_where_its_channel_moves_beyond_max_domains(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with rosters(2, RESERVED, capacity=20_000) as (roster, _):
+            before = domain(tmp_path / "a", "a")
+            roster.appeared(before, None)
+            roster.appeared(domain(tmp_path / "b", "b", uuid=OTHER), None)
+            both = {"a": ("promised", 6_000), "b": ("promised", 6_000)}
+            await until(lambda: states(roster) == both)
+            roster.use([RESERVED], AdmissionConfig(max_domains=1))
+            roster.changed(before, domain(tmp_path / "elsewhere", "a"), None)
+            await settled(roster)
+            assert states(roster) == both
+
+    run(scenario)
+
+
 def test_an_internal_error_is_one_line_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         async with rosters() as (roster, _):
