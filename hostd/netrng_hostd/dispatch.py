@@ -24,8 +24,8 @@ from netrng_hostd.sources.reader import Delivery, SourceReader
 log = logging.getLogger("netrng.dispatch")
 
 BATCH = 64  # samples between two turns of the event loop
-# A source's bytes come a test window at a time; twice that, for a delivery that is late.
-GAP_BYTES = 2 * BYTE_WINDOW
+# Deliveries in which reservations are paid out of what is kept: twice one, for one that is late.
+GAPS = 2
 
 
 class Dispatcher:
@@ -61,10 +61,14 @@ class Dispatcher:
         size = sample_size(rate, scheduler.askers, scheduler.sample_size, max_sample)
         if size != scheduler.sample_size:
             scheduler.sample_size = size
-        # With less than a start-up's bytes of room beside those kept, the source could never begin anew.
-        most = max(0, self.reservoir.general_size - STARTUP - MIN_SAMPLE - SEED_SIZE)
+        # A source's bytes come a test window at a time, or a whole read where that is more.
+        read_size = self._reader.read_size if self._reader is not None else 0
+        # With less than a start-up's bytes of room beside those kept, the source could never begin anew, and
+        # with less than a read's, it would be read less at a time.
+        most = max(0, self.reservoir.general_size - max(STARTUP, read_size) - MIN_SAMPLE - SEED_SIZE)
         kept_ns = most * NS_PER_S // max(1, scheduler.reserved)
-        scheduler.gap_ns = min(GAP_BYTES * NS_PER_S // rate, kept_ns) if rate else 0
+        gap_bytes = GAPS * max(BYTE_WINDOW, read_size)
+        scheduler.gap_ns = min(gap_bytes * NS_PER_S // rate, kept_ns) if rate else 0
 
     def add(self, uuid: str, channel: Channel, quota: Quota) -> None:
         """``channel`` serves the domain ``uuid`` from now on; it may have several (a migration, clones)."""

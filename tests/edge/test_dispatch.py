@@ -158,6 +158,27 @@ def test_samples_and_what_is_kept_follow_the_source_and_those_who_ask() -> None:
     asyncio.run(scenario(), debug=True)
 
 
+def test_what_is_kept_lasts_from_one_read_of_a_source_to_the_one_after_the_next() -> None:
+    """One of 17 kB/s or more is read more than a window at a time: so long nothing comes."""
+
+    async def scenario() -> None:
+        for rate in (10_000, 50_000, 100_000, 400_000):
+            dispatcher = make(Taker(100_000), quota=Quota(reservation=rate // 2))
+            reader = SourceReader(
+                GoodThenStuck(), HealthTests(), asyncio.get_running_loop(),
+                deliver=dispatcher.deliver, state_changed=lambda _: None, max_read=12_288,
+            )  # fmt: skip
+            for _ in range(20):  # as it finds for itself how much to read at once
+                want = reader._size.bytes
+                reader._size.took(want, want, want * 1_000_000_000 // rate)
+            dispatcher.feed_from(reader)
+            dispatcher.adapt(rate, 512)
+            assert dispatcher.scheduler.kept >= max(512, reader._size.bytes)  # half of what two reads bring
+            dispatcher.stop()
+
+    asyncio.run(scenario(), debug=True)
+
+
 def test_a_reader_that_probes_replaces_what_the_dispatcher_has() -> None:
     async def scenario() -> None:
         dispatcher = make()

@@ -71,6 +71,11 @@ class SourceReader:
         self._name: str | None = None
         self._looked_ns: int | None = None  # None: the device was just opened
 
+    @property
+    def read_size(self) -> int:
+        """How much one read brings at present, in bytes."""
+        return self._size.bytes
+
     def start(self) -> None:
         self._thread.start()
 
