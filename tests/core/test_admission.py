@@ -106,7 +106,7 @@ def test_promises_are_whole_again_after_a_dip_however_slowly_it_is_seen_to_end()
     asked = claims(a=6_000, b=3_000)
     decided(admission, asked)
     now_ns = 0
-    for capacity in (8_000, 8_400, 8_900, 9_300, 9_700, 9_890, *[10_000] * 300):
+    for capacity in (8_000, 8_400, 8_900, 9_300, 9_700, 9_890, *[10_000] * 700):
         now_ns += NS_PER_S // 2
         admission.learn(capacity, now_ns)
         last = decided(admission, asked)
@@ -115,14 +115,24 @@ def test_promises_are_whole_again_after_a_dip_however_slowly_it_is_seen_to_end()
     assert last == {"a": ("promised", 6_000), "b": ("promised", 3_000)}
 
 
-def test_a_small_rise_counts_as_the_least_of_a_minute_and_begins_anew_when_it_ends() -> None:
+def test_a_small_rise_counts_as_the_least_of_its_time_and_begins_anew_when_it_ends() -> None:
     admission = with_capacity(16_000)
-    times = {0: 16_500, 30: 16_200, 59: 16_900}
+    times = {0: 16_500, 70: 16_200, 149: 16_900}
     assert not any(admission.learn(capacity, second * NS_PER_S) for second, capacity in times.items())
-    assert not admission.learn(16_000, 59 * NS_PER_S)
-    assert not any(admission.learn(capacity, (second + 60) * NS_PER_S) for second, capacity in times.items())
-    assert admission.learn(16_900, 120 * NS_PER_S)
+    assert not admission.learn(16_000, 149 * NS_PER_S)
+    assert not any(admission.learn(capacity, (second + 150) * NS_PER_S) for second, capacity in times.items())
+    assert admission.learn(16_900, 300 * NS_PER_S)
     assert admission.capacity == 16_200
+
+
+def test_one_measurement_that_is_high_by_chance_raises_nothing() -> None:
+    """Where the reservoir is full the capacity is measured once a minute, and the figure stands till then."""
+    admission = with_capacity(10_000)
+    for measurement in range(10):
+        begun_ns = measurement * 62 * NS_PER_S
+        for tick in range(124):
+            admission.learn((10_000, 10_300)[measurement % 2], begun_ns + tick * NS_PER_S // 2)
+            assert admission.capacity == 10_000
 
 
 def test_a_capacity_that_falls_counts_at_once_and_one_that_rises_when_it_is_clear() -> None:

@@ -10,7 +10,8 @@ Hysteresis, so that a measurement's noise moves nothing:
 - What is promised stays so, even if a claim that is earlier in order comes later. A claim that grows keeps
   its promise until the larger one fits.
 - A capacity that falls counts at once; one that rises once it is a sixteenth higher, or once it has been
-  higher for a minute: then the least of that minute.
+  higher for two and a half minutes: then the least of that time. (Where it is measured once a minute, one
+  measurement that is high by chance is not enough.)
 - Promises shrink, all in proportion and down to (1 − headroom) · capacity, when the capacity itself falls
   below their sum, and are whole again when they fit beside the headroom.
 
@@ -25,7 +26,7 @@ from typing import NamedTuple
 from .bucket import NS_PER_S
 
 RISE = 16  # a rise of one part in so many counts at once
-LASTING_NS = 60 * NS_PER_S
+LASTING_NS = 150 * NS_PER_S  # two probes after the first at least: supervision.PROBE_NS
 
 NONE, PENDING, PROMISED, SHRUNK, REFUSED = "none", "pending", "promised", "shrunk", "refused"
 
