@@ -575,6 +575,31 @@ def test_a_probe_measures_though_nobody_has_room_and_then_stops_by_itself(
     asyncio.run(scenario(), debug=True)
 
 
+class Unplugged(Steady):
+    """That source, which fails once on the way."""
+
+    failing = True
+
+    def read_into(self, view: memoryview) -> int:
+        if self.failing and self.given >= 1_500:
+            self.failing = False
+            raise SourceFailure("absent", "unplugged")
+        return super().read_into(view)
+
+
+def test_a_source_that_is_opened_again_is_measured_and_passes_its_start_up_though_nobody_has_room() -> None:
+    async def scenario() -> None:
+        clock, collector = Clock(), Collector()
+        source = Unplugged(clock)
+        with reading(source, collector, allowance=2_000, clock=clock) as reader:
+            await until(lambda: reader.capacity.rate == 10_000)
+            await until(lambda: collector.read == source.given)
+            assert collector.names[-3:] == ["healthy", "absent", "healthy"]
+            assert collector.read > 10_000
+
+    asyncio.run(scenario(), debug=True)
+
+
 def test_in_a_probe_older_bytes_make_room_for_newer_ones_while_the_loop_keeps_up() -> None:
     async def scenario() -> None:
         clock, collector = Clock(), Collector()

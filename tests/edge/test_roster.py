@@ -342,6 +342,7 @@ def test_a_domain_that_is_admitted_later_has_its_metadata_still(tmp_path: Path) 
             typo = with_quota(later, wieght="9")
             roster.appeared(typo, None)
             roster.changed(typo, with_quota(later, weight="9"), None)
+            await settled(roster)  # no decision is due but for the room that there is now
             roster.vanished(first)
             await until(lambda: roster.entries)
             assert quota_of(roster).weight == 9
