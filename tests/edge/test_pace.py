@@ -91,10 +91,17 @@ def test_a_read_that_hung_says_nothing_of_the_source_before_and_after() -> None:
 def test_one_hung_read_a_minute_is_left_out() -> None:
     meter = CapacityMeter()
     read_on(meter, S, 10_000, 3)
-    for minute in (1, 2, 3):
-        assert not meter.add(1_000, (61 * minute + 34) * S)
-        assert read_on(meter, (61 * minute + 34) * S, 10_000, 57).count(True) == 57
+    for hang in (1, 2, 3):
+        assert not meter.add(1_000, (70 * hang + 34) * S)
+        assert read_on(meter, (70 * hang + 34) * S, 10_000, 62).count(True) == 62
         assert meter.rate == 10_000
+
+
+def test_a_source_that_hangs_for_more_than_a_minute_each_time_is_as_slow_as_that() -> None:
+    meter = CapacityMeter()
+    read_on(meter, S, 10_000, 3)
+    assert [meter.add(64, (4 + 64 * read) * S) for read in (1, 2, 3)] == [False, True, True]
+    assert meter.rate == 1
 
 
 def test_a_source_that_hangs_again_and_again_is_as_slow_as_that() -> None:

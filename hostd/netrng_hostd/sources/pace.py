@@ -40,8 +40,9 @@ class CapacityMeter:
     ``rate`` is in bytes per second, None until a second of reading on end has been seen: the mean over the
     seconds of that kind that ended in the last ten. ``measured_ns`` is the monotonic time of the last one's
     end. After a wait the first quarter of a second does not count: it may find what a device, or a pipe, has
-    saved up meanwhile. Nor does one measurement a minute that took more than twice its second: a read that
-    hung for once says nothing of the source before and after, while one that hangs again is so slow.
+    saved up meanwhile. Nor does a measurement that took more than twice its second, a minute or more after
+    the last such: a read that hung for once says nothing of the source before and after, while one that hangs
+    again is so slow.
     """
 
     def __init__(self) -> None:
@@ -78,7 +79,7 @@ class CapacityMeter:
             return False
         if elapsed_ns > 2 * MEASURE_NS:
             hung_ns, self._hung_ns = self._hung_ns, ended_ns
-            if hung_ns is None or ended_ns - hung_ns > HUNG_ONCE_NS:
+            if hung_ns is None or self._since_ns - hung_ns > HUNG_ONCE_NS:
                 self._since_ns, self._bytes = ended_ns, 0
                 return False
         seconds = self._seconds
