@@ -273,15 +273,21 @@ def fed_fifo(path: Path, data: bytes, rate: int | None = None) -> Iterator[None]
         fcntl.fcntl(fd, F_SETPIPE_SZ, 4096)  # a page: what waits in it would come at once, not at the rate
 
     def write() -> None:
-        view, piece = memoryview(data), 4096 if rate is None else max(1, rate // 50)
+        view, piece = memoryview(data), 4096
+        begun, written = time.monotonic(), 0
         while view and not stop.is_set():
+            if rate is not None:  # what a late turn did not write is made up for: a busy machine slows nothing
+                piece = min(4096, int((time.monotonic() - begun) * rate) - written)
+                if piece <= 0:
+                    stop.wait(0.02)
+                    continue
             try:
-                view = view[os.write(fd, view[:piece]) :]
+                count = os.write(fd, view[:piece])
             except BlockingIOError:
+                begun, written = time.monotonic(), 0  # nobody reads: that time is not made up for
                 stop.wait(0.005)
                 continue
-            if rate is not None:
-                stop.wait(0.02)
+            view, written = view[count:], written + count
 
     writer = threading.Thread(target=write, name="fifo", daemon=True)
     writer.start()
