@@ -25,10 +25,11 @@ QUICK = Timing(
     max_debounce_s=0.02,
     backoff_s=0.02,
     max_backoff_s=0.1,
-    answer_s=0.2,
-    stop_s=0.2,
+    answer_s=DEADLINE_S,
+    stop_s=DEADLINE_S,
     reopen_s=0.0,
 )
+IMPATIENT = QUICK._replace(answer_s=0.2, stop_s=0.2)  # with a libvirtd that hangs
 
 
 def channel_xml(path: str, name: str = "org.netrng.0") -> str:

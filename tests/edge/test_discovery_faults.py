@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.edge.lab import QUICK, UUID_A, Recorder, domain_xml, fake_hypervisor, running, until
+from tests.edge.lab import IMPATIENT, UUID_A, Recorder, domain_xml, fake_hypervisor, running, until
 
 from netrng_hostd.hypervisor import LiveDomain, UnreachableError
 from netrng_hostd.hypervisor.connection import Connection
@@ -116,7 +116,7 @@ def test_a_hung_libvirtd_stops_neither_the_loop_nor_the_end(tmp_path: Path) -> N
 
     async def scenario() -> None:
         recorder = Recorder()
-        watcher = recorder.watcher(uri_of(path))
+        watcher = recorder.watcher(uri_of(path), timing=IMPATIENT)
         ticks = 0
 
         async def tick() -> None:
@@ -175,7 +175,7 @@ def test_a_hung_libvirtd_that_wakes_up_again_is_served_without_a_new_connection(
         recorder = Recorder()
         with fake_hypervisor() as libvirtd:
             libvirtd.createXML(domain_xml("a", UUID_A), 0)
-            watcher = recorder.watcher("test:///default", timing=QUICK._replace(answer_s=0.05))
+            watcher = recorder.watcher("test:///default", timing=IMPATIENT)
             async with running(watcher):
                 await until(lambda: watcher.state.state == "down")
                 slow[0] = False

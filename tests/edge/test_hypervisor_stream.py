@@ -38,8 +38,6 @@ pytestmark = [
     ),
 ]
 
-PATIENT = QUICK._replace(answer_s=5.0, stop_s=5.0)
-
 
 class Hypervisor:
     """A private libvirtd, a paused domain "a", and the socket that stands for its channel's other end."""
@@ -91,7 +89,7 @@ def hypervisor() -> Iterator[Hypervisor]:
 async def watching(hypervisor: Hypervisor) -> AsyncIterator[tuple[Watcher, Recorder]]:
     before = set(threading.enumerate())
     recorder = Recorder()
-    watcher = recorder.watcher(hypervisor.libvirtd.uri, "stream", PATIENT)
+    watcher = recorder.watcher(hypervisor.libvirtd.uri, "stream")
     async with running(watcher):
         await until(lambda: UUID_A in watcher.domains)
         yield watcher, recorder
@@ -209,7 +207,7 @@ def test_a_new_stream_takes_the_place_of_the_one_before(hypervisor: Hypervisor) 
 
 def test_a_read_only_watcher_opens_no_streams(hypervisor: Hypervisor) -> None:
     async def scenario() -> None:
-        watcher = Recorder().watcher(hypervisor.libvirtd.uri, "socket", PATIENT)
+        watcher = Recorder().watcher(hypervisor.libvirtd.uri, "socket")
         async with running(watcher):
             await until(lambda: UUID_A in watcher.domains)
             with pytest.raises(DeniedError, match="read only"):
@@ -300,7 +298,7 @@ def test_opening_a_hundred_streams_leaves_no_descriptor(hypervisor: Hypervisor) 
 def test_a_guest_that_has_its_stream_reopened_over_and_over_is_slowed_down(hypervisor: Hypervisor) -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        watcher = Recorder().watcher(hypervisor.libvirtd.uri, "stream", PATIENT._replace(reopen_s=0.3))
+        watcher = Recorder().watcher(hypervisor.libvirtd.uri, "stream", QUICK._replace(reopen_s=0.3))
         async with running(watcher):
             await until(lambda: UUID_A in watcher.domains)
             async with stream(watcher, hypervisor):
