@@ -98,7 +98,9 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    hypothesis.settings.register_profile("netrng", deadline=None)  # no test asserts a time
+    # No test asserts a time, nor how long the machine takes to think of an example.
+    slow = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("netrng", deadline=None, suppress_health_check=slow)
     hypothesis.settings.load_profile("netrng")
     # Who starts the tests in the background or with nohup has them, and all their children, ignore these.
     signal.signal(signal.SIGINT, signal.default_int_handler)
