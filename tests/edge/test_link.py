@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from tests.edge.rig import until
 
 from netrng_hostd.channels.link import MAX_PENDING, Link
 
@@ -36,14 +37,6 @@ def make_ends() -> Ends:
     )
     ends = Ends(far, link, received, closed=closed)
     return ends
-
-
-async def until(condition: Callable[[], bool], deadline_s: float = 5.0) -> None:
-    loop = asyncio.get_running_loop()
-    end = loop.time() + deadline_s
-    while not condition():
-        assert loop.time() < end, "condition not met before the deadline"
-        await asyncio.sleep(0.001)
 
 
 def read_all(sock: socket.socket) -> bytes:
