@@ -115,13 +115,15 @@ class Guest(threading.Thread):
                         continue
                     if key.fileobj is self._listener:
                         conn, _ = self._listener.accept()
+                        self._let_go(selector)  # its end may not have been seen yet
                         self.connections += 1
                         self._decoder = wire.Decoder(from_host=True, max_payload=wire.MAX_DATA + 8)
                         self.conn = conn
                         selector.register(conn, selectors.EVENT_READ)
                         continue
                     current = self.conn
-                    assert current is not None
+                    if current is None or key.fileobj is not current:
+                        continue  # let go of in this round
                     try:
                         data = current.recv(65536)
                     except ConnectionError:
@@ -129,9 +131,14 @@ class Guest(threading.Thread):
                     if data:
                         self._received(data)
                     else:
-                        selector.unregister(current)
-                        current.close()
-                        self.conn = None
+                        self._let_go(selector)
+
+    def _let_go(self, selector: selectors.BaseSelector) -> None:
+        if self.conn is not None:
+            with contextlib.suppress(KeyError):  # it had stopped reading
+                selector.unregister(self.conn)
+            self.conn.close()
+            self.conn = None
 
     def _received(self, data: bytes) -> None:
         self.raw += len(data)
@@ -241,7 +248,7 @@ class Hostd:
     def stop(self, number: int = signal.SIGTERM) -> int:
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(10)
+        return self.process.wait(30)
 
     def __enter__(self) -> Hostd:
         return self
@@ -276,7 +283,7 @@ def fed_fifo(path: Path, data: bytes, rate: int | None = None) -> Iterator[None]
         view, piece = memoryview(data), 4096
         begun, written = time.monotonic(), 0
         while view and not stop.is_set():
-            if rate is not None:  # what a late turn did not write is made up for: a busy machine slows nothing
+            if rate is not None:  # a late turn is made up for: a busy machine does not slow it down
                 piece = min(4096, int((time.monotonic() - begun) * rate) - written)
                 if piece <= 0:
                     stop.wait(0.02)
