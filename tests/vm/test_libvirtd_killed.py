@@ -88,7 +88,7 @@ def test_streams_are_opened_again(boot_vm: BootVM, libvirtd: PrivateLibvirtd, tm
         before = hostd.domain("old")
         assert before["in_flight"] == 0
         wait_for_state(hostd, old, "open")
-        assert uri_state(hostd) == "connected"
+        old.wait_for(lambda: uri_state(hostd) == "connected", 60, "the URI to be back")
         wait_for_acked(hostd, old, before["bytes_acked"] + 4096)
         new = boot_with_agent(boot_vm, "new", arguments=DRAIN, memory_mib=192)
         wait_for_acked(hostd, new, 2000)

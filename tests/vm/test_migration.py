@@ -73,6 +73,7 @@ def test_from_one_daemon_to_another_and_back_under_a_third(
         acked = wait_for_acked(hostd, guest, 64 + 2 * BLOCK)
         guest.migrate(libvirtd)
         wait_for(lambda: not at(hostd, other_libvirtd.uri), "the end at the source", 30)
+        wait_for(lambda: at(hostd, libvirtd.uri), "the domain where it went", 30)
         assert at(hostd, libvirtd.uri)["bytes_acked"] >= acked, "one domain, one account, wherever it runs"
         wait_for_acked(hostd, guest, at(hostd, libvirtd.uri)["bytes_acked"] + 64 + 2 * BLOCK)
         (domain,) = hostd.status()["domains"]
