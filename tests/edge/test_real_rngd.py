@@ -23,9 +23,11 @@ def fetched(package: str) -> Path:
     if not binary.exists():
         if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
             pytest.skip("no apt-get to fetch rngd with")
-        from bed.packages import _unpacked
+        from bed.packages import _locked, _unpacked
 
-        _unpacked(cache, package)
+        cache.mkdir(parents=True, exist_ok=True)
+        with _locked(cache.parent / "lock"):  # another test may be fetching it
+            _unpacked(cache, package)
     return binary
 
 
