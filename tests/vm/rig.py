@@ -121,6 +121,11 @@ def wait_for_state(hostd: Hostd, vm: VM, state: str, deadline_s: float = 60) -> 
     return vm.wait_for(seen, deadline_s, f"the state {state!r} in {hostd.log_path}") or {}
 
 
+def wait_for_ok(hostd: Hostd, vm: VM) -> None:
+    """Waits until the agent has told that its sink took what came."""
+    vm.wait_for(lambda: (hostd.domain(vm.name)["agent"] or {}).get("sink_state") == "ok", 30, "its sink")
+
+
 def uri_state(hostd: Hostd) -> str:
     """How the daemon shows its one URI: "connecting", "connected" or "down"."""
     (uri,) = hostd.status()["uris"]

@@ -20,6 +20,7 @@ from tests.vm.rig import (
     make_hostd,
     wait_for_acked,
     wait_for_credits,
+    wait_for_ok,
 )
 
 BLOCK = 2500
@@ -55,6 +56,7 @@ def test_two_guests_get_disjoint_pieces_and_their_kernels_are_credited(
             wait_for_acked(hostd, guest, hostd.domain(guest.name)["bytes_acked"] + 2 * BLOCK)
         for guest, before in zip(guests, first):
             wait_for_credits(guest, before)
+            wait_for_ok(hostd, guest)
         status = hostd.status()
         assert status["ledger_ok"]
         for domain in status["domains"]:

@@ -6,17 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from bed.libvirtd import PrivateLibvirtd
-from bed.vm import VM
-from tests.edge.rig import Hostd, fed_fifo
+from tests.edge.rig import fed_fifo
 from tests.streams import assert_disjoint, stream
-from tests.vm.rig import SMALL, BootVM, boot_with_agent, evidence_of, make_hostd, wait_for_acked
+from tests.vm.rig import SMALL, BootVM, boot_with_agent, evidence_of, make_hostd, wait_for_acked, wait_for_ok
 
 DATA = stream(2_000_000)
-
-
-def wait_for_ok(hostd: Hostd, vm: VM) -> None:
-    """Waits until the agent has told that its sink took what came."""
-    vm.wait_for(lambda: (hostd.domain(vm.name)["agent"] or {}).get("sink_state") == "ok", 30, "its sink")
 
 
 def test_two_guests_through_streams_get_disjoint_pieces(
