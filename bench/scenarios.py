@@ -17,6 +17,9 @@ from netrng_hostd.core.granularity import sample_size
 from netrng_hostd.core.health import BYTE_WINDOW
 from netrng_hostd.core.quota import DEFAULT_QUOTA, Quota
 from netrng_hostd.core.reservoir import Reservoir
+from netrng_hostd.dispatch import GAPS
+from netrng_hostd.sources.pace import ReadSize
+from netrng_hostd.sources.reader import MAX_READ
 
 RATE = 10_000  # bytes per second
 SAMPLE = 512
@@ -24,7 +27,7 @@ MS = NS_PER_S // 1000
 # At every instant, not only in the end: see Shares._judge.
 BUT_FOR_OTHERS = "≤ 1 sample + 1 for all together from each that comes or leaves"
 RESERVOIR, SEED_RESERVE = 65536, 16384  # bytes
-KEEP = 2 * BYTE_WINDOW  # bytes: hostd's gap_ns is the time in which so many come
+KEEP = GAPS * BYTE_WINDOW  # bytes: hostd's gap_ns is the time in which so many come
 
 
 def all_lines() -> Iterator[Line]:
@@ -39,6 +42,7 @@ def all_lines() -> Iterator[Line]:
     yield from heavy(100, seconds=300)
     for adaptive in (False, True):
         yield from reservations(seconds=60, adaptive=adaptive)
+    yield from reservations(seconds=20, adaptive=True, rate=100_000)
     yield from hostile(seconds=60)
     yield from boot_storm(500)
     yield from boot_storm(500, within_ms=1000)
@@ -153,37 +157,50 @@ def limits(seconds: float) -> Iterator[Line]:
             yield _at_most(f"{what}: above limit · w", worst, burst + SAMPLE, "B", why="burst + sample")
 
 
-def reservations(seconds: float, adaptive: bool = False, greedy: int = 100) -> Iterator[Line]:
+def reservations(
+    seconds: float, adaptive: bool = False, greedy: int = 100, rate: int = RATE
+) -> Iterator[Line]:
     """All that may be promised, among greedy ones and ten that reconnect, flood or never read.
 
     The seed reserve is empty at first, and wants its part of the source.
     """
+    lump = read_size(rate)
     sim = Simulation(
-        traces.steady(RATE), adaptive=adaptive, gap_ns=KEEP * NS_PER_S // RATE, rate=RATE,
+        traces.steady(rate, lump), adaptive=adaptive, gap_ns=GAPS * lump * NS_PER_S // rate, rate=rate,
         reservoir=Reservoir(RESERVOIR, SEED_RESERVE),
     )  # fmt: skip
-    rates = (4000, 2000, 900, 100, *[20] * 100)
+    rates = [own * rate // RATE for own in (4000, 2000, 900, 100, *[20] * 100)]
     shortfall = Shortfall(since_ns=3 * NS_PER_S)  # once what is kept for them is there
     sim.watches.append(shortfall)
-    for i, rate in enumerate(rates):
-        behaviour = behaviours.reloaded(5 * MS) if rate == 900 else behaviours.greedy()
-        sim.add(f"reserved{i}", Quota(reservation=rate, weight=1), behaviour)
+    for i, own in enumerate(rates):
+        behaviour = behaviours.reloaded(5 * MS) if i == 2 else behaviours.greedy()
+        sim.add(f"reserved{i}", Quota(reservation=own, weight=1), behaviour)
     for i in range(greedy):
         sim.add(f"greedy{i}", DEFAULT_QUOTA, behaviours.greedy())
     add_hostile(sim, 10)
     sim.run(seconds)
     shortfall.close(sim.vms.values(), sim.now_ns)
-    what = f"reservations among {greedy} greedy and 10 hostile, {_samples(sim, adaptive)}"
+    source = "" if rate == RATE else f"{rate} B/s, "
+    what = f"reservations among {greedy} greedy and 10 hostile, {source}{_samples(sim, adaptive)}"
     most = max(sim.scheduler.sample_size, 2 * MIN_SAMPLE)
     why = "one sample" if most == sim.scheduler.sample_size else "two grains of 32 B"
-    refilled = min(SEED_RESERVE, RATE / 10 * (seconds - 5) * 0.9)  # once what is kept is there
+    refilled = min(SEED_RESERVE, rate / 10 * (seconds - 5) * 0.9)  # once what is kept is there
     stored = sim.reservoir.seed_available
     enough = stored >= refilled
     yield Line(f"{what}: seed reserve meanwhile", f"{stored} B", f"≥ {refilled:.0f} B", enough)
-    for rate in sorted(set(rates), reverse=True):
-        worst = max(shortfall.worst[f"reserved{i}"] for i, own in enumerate(rates) if own == rate)
-        name = f"{rate} B/s" if rates.count(rate) == 1 else f"{rates.count(rate)} of {rate} B/s"
+    for reserved in sorted(set(rates), reverse=True):
+        worst = max(shortfall.worst[f"reserved{i}"] for i, own in enumerate(rates) if own == reserved)
+        count = rates.count(reserved)
+        name = f"{reserved} B/s" if count == 1 else f"{count} of {reserved} B/s"
         yield _at_most(f"{what}: {name}, worst shortfall", worst, most, "B", why=why)
+
+
+def read_size(rate: int) -> int:
+    """How many bytes of such a source come at a time, once its reader has found its pace."""
+    size = ReadSize(MAX_READ)
+    for _ in range(20):
+        size.took(size.bytes, size.bytes, size.bytes * NS_PER_S // rate)
+    return max(BYTE_WINDOW, size.bytes)
 
 
 def add_hostile(sim: Simulation, count: int) -> None:

@@ -33,6 +33,7 @@ SHORT_RUNS: dict[str, Callable[[], Iterator[Line]]] = {
     "limits": lambda: scenarios.limits(20),
     "reservations": lambda: scenarios.reservations(15),
     "reservations, small samples": lambda: scenarios.reservations(10, adaptive=True),
+    "reservations, a faster source": lambda: scenarios.reservations(6, adaptive=True, rate=100_000),
     "hostile": lambda: scenarios.hostile(20),
     "boot storm": lambda: scenarios.boot_storm(500),
     "boot storm, within a second": lambda: scenarios.boot_storm(500, within_ms=1000),
