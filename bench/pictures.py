@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from bench import behaviours, traces
 from bench.measures import Shares
-from bench.scenarios import KEEP, RATE, boot_storm_run, seed_bounds
+from bench.scenarios import RATE, boot_storm_run, gap_ns, seed_bounds
 from bench.simulator import Behaviour, Simulation, Vm, Watch
 from netrng_hostd.core.bucket import NS_PER_S
 from netrng_hostd.core.quota import DEFAULT_QUOTA, Quota
@@ -109,7 +109,7 @@ def weights() -> Figure:
 def reservation() -> Figure:
     """A reservation is held while a hundred greedy neighbours come."""
     until_s, reserved = 60, 2000
-    sim = Simulation(traces.steady(RATE), sample=128, gap_ns=KEEP * NS_PER_S // RATE)
+    sim = Simulation(traces.steady(RATE), sample=128, gap_ns=gap_ns(RATE))
     rates = Rates(NS_PER_S)
     sim.watches.append(rates)
     sim.add("reserved", Quota(reservation=reserved), behaviours.greedy())

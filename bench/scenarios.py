@@ -27,7 +27,6 @@ MS = NS_PER_S // 1000
 # At every instant, not only in the end: see Shares._judge.
 BUT_FOR_OTHERS = "≤ 1 sample + 1 for all together from each that comes or leaves"
 RESERVOIR, SEED_RESERVE = 65536, 16384  # bytes
-KEEP = GAPS * BYTE_WINDOW  # bytes: hostd's gap_ns is the time in which so many come
 
 
 def all_lines() -> Iterator[Line]:
@@ -164,9 +163,8 @@ def reservations(
 
     The seed reserve is empty at first, and wants its part of the source.
     """
-    lump = read_size(rate)
     sim = Simulation(
-        traces.steady(rate, lump), adaptive=adaptive, gap_ns=GAPS * lump * NS_PER_S // rate, rate=rate,
+        traces.steady(rate, read_size(rate)), adaptive=adaptive, gap_ns=gap_ns(rate), rate=rate,
         reservoir=Reservoir(RESERVOIR, SEED_RESERVE),
     )  # fmt: skip
     rates = [own * rate // RATE for own in (4000, 2000, 900, 100, *[20] * 100)]
@@ -201,6 +199,11 @@ def read_size(rate: int) -> int:
     for _ in range(20):
         size.took(size.bytes, size.bytes, size.bytes * NS_PER_S // rate)
     return max(BYTE_WINDOW, size.bytes)
+
+
+def gap_ns(rate: int) -> int:
+    """The time that hostd's scheduler keeps bytes for."""
+    return GAPS * read_size(rate) * NS_PER_S // rate
 
 
 def add_hostile(sim: Simulation, count: int) -> None:
@@ -344,7 +347,7 @@ def mixture(rate: int, domains: int, seconds: float, source: str = "steady") -> 
 def any_quotas(domains: int, seconds: float, seed: int = 4) -> Iterator[Line]:
     """Greedy domains with reservations, limits and weights of all sizes, against the exact clamped shares."""
     random = Random(seed)
-    sim = Simulation(traces.steady(RATE), adaptive=True, gap_ns=KEEP * NS_PER_S // RATE, rate=RATE)
+    sim = Simulation(traces.steady(RATE), adaptive=True, gap_ns=gap_ns(RATE), rate=RATE)
     shares = Shares(rate=RATE)
     sim.watches.append(shares)
     room = RATE * 9 // 10
