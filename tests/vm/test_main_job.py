@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bed.libvirtd import PrivateLibvirtd
@@ -33,6 +34,12 @@ def hwrng_delivers() -> bool:
     except subprocess.TimeoutExpired:
         return False
     return len(probe.stdout) == 16
+
+
+def kept_or_under_way(status: dict[str, Any]) -> int:
+    """Bytes that have been read and tested, and that no guest has acknowledged yet."""
+    stored = status["reservoir"]["stored"] + status["reservoir"]["seed_stored"]
+    return int(stored + sum(domain["in_flight"] for domain in status["domains"]))
 
 
 def test_two_guests_get_disjoint_pieces_and_their_kernels_are_credited(
@@ -94,8 +101,11 @@ def test_the_hardware_rng_itself(boot_vm: BootVM, libvirtd: PrivateLibvirtd, tmp
         after = hostd.status()
         read = after["sources"][0]["bytes_read"] - before["sources"][0]["bytes_read"]
         acked = after["domains"][0]["bytes_acked"] - before["domains"][0]["bytes_acked"]
-        assert acked >= 0.95 * read
+        # A guest that is slow for a moment lets the reservoir fill: that is kept, not wasted.
+        kept = kept_or_under_way(after) - kept_or_under_way(before)
+        assert acked + kept >= 0.95 * read
         assert after["sources"][0]["kind"] == "device"
         assert after["sources"][0]["rng_current"]
         wait_for_credits(guest, 41 * 10)
-        print(json.dumps({"read": read, "acked": acked, "credits": credits(guest), "uid": os.geteuid()}))
+        figures = {"read": read, "acked": acked, "kept": kept, "credits": credits(guest)}
+        print(json.dumps({**figures, "uid": os.geteuid()}))
