@@ -15,8 +15,10 @@ _UP = b"bed: up"
 _DEADLINE_S = 15.0
 
 
-def boots(run: RunDirectory, artefacts: Artefacts, accelerator: str = "kvm") -> bool:
-    """Boots a guest without libvirt, as the user that VMs of this run have; False if it is not up in 15 s."""
+def boots(
+    run: RunDirectory, artefacts: Artefacts, accelerator: str = "kvm", deadline_s: float = _DEADLINE_S
+) -> bool:
+    """Boots a guest without libvirt, as the user that VMs of this run have; False if it is not up by then."""
     with contextlib.ExitStack() as stack:
         # Opened here: the guest's user may not read the cache.
         kernel = stack.enter_context(artefacts.kernel.open("rb"))
@@ -35,7 +37,7 @@ def boots(run: RunDirectory, artefacts: Artefacts, accelerator: str = "kvm") -> 
             start_new_session=True,
         )
         try:
-            deadline = time.monotonic() + _DEADLINE_S
+            deadline = time.monotonic() + deadline_s
             while guest.poll() is None and time.monotonic() < deadline:
                 console.seek(0)
                 if _UP in console.read():

@@ -97,7 +97,7 @@ def processes(folder: Path, uid: int) -> list[int]:
     return found
 
 
-def end_processes(folder: Path, uid: int, deadline_s: float = 10.0) -> None:
+def end_processes(folder: Path, uid: int, deadline_s: float = 60.0) -> None:
     """Kills libvirtd and the QEMUs that run from `folder`, and waits until they are gone."""
     deadline = time.monotonic() + deadline_s
     while True:
