@@ -8,6 +8,7 @@ import contextlib
 import copy
 import shlex
 import shutil
+import socket
 import time
 import uuid
 from collections.abc import Mapping
@@ -44,9 +45,9 @@ class Job:
         self._result: Result | None = None
 
     def result(self, deadline_s: float = 30.0) -> Result:
-        """Waits for its end.  BedTimeout after `deadline_s`; the job goes on then."""
+        """Waits for its end.  BedTimeout after `deadline_s` of a machine at rest; the job goes on then."""
         if self._result is None:
-            answer = self._vm.jobs.answer(self._name, self._script, deadline_s)
+            answer = self._vm.jobs.answer(self._name, self._script, PATIENCE * deadline_s)
             if answer is None:
                 what = self._script.strip()[:500]
                 raise BedTimeout(
@@ -165,7 +166,7 @@ class VM:
 
     def boot_id(self) -> str:
         """Names this boot of the guest's kernel."""
-        return self.run("cat /proc/sys/kernel/random/boot_id").out.strip()
+        return self.run("cat /proc/sys/kernel/random/boot_id", BOOT_S).out.strip()
 
     def save(self, path: Path) -> None:
         """Saves memory and state to `path` (in a folder of the run's unprivileged user) and stops it."""
@@ -195,7 +196,7 @@ class VM:
         parameters = {
             libvirt.VIR_MIGRATE_PARAM_DEST_XML: self._moved(migratable, target),
             # By default libvirt would look up the machine's name in the DNS.
-            libvirt.VIR_MIGRATE_PARAM_URI: "tcp://127.0.0.1",
+            libvirt.VIR_MIGRATE_PARAM_URI: f"tcp://127.0.0.1:{_free_port()}",
             libvirt.VIR_MIGRATE_PARAM_LISTEN_ADDRESS: "127.0.0.1",
         }
         flags = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
@@ -296,7 +297,7 @@ class VM:
         """
         if self.domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
             script = "while ps | grep -q '[b]ed/answer'; do sleep 0.05; done"
-            self.jobs.answer(self.jobs.submit(script), script, SETTLE_S, repeat=False)
+            self.jobs.answer(self.jobs.submit(script), script, PATIENCE * SETTLE_S, repeat=False)
 
     def _moved(self, xml: str, target: PrivateLibvirtd) -> str:
         """The domain's XML with its console and job line in `target`'s folder."""
@@ -332,3 +333,10 @@ class VM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _free_port() -> int:
+    """A TCP port that nobody uses; two libvirtds that choose for themselves take the same one at one time."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
