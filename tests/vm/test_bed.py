@@ -30,6 +30,11 @@ with open("/dev/random", "wb") as pool:
 """
 
 
+def wait_for_fork(guest: VM) -> None:
+    """Until the kernel has seen a new generation ID: a thread of its own looks, once the machine goes on."""
+    guest.wait_for(lambda: "virtual machine fork" in guest.check("dmesg"), 30, "a new generation ID")
+
+
 def test_two_guests_side_by_side_each_with_the_channel(boot_vm: BootVM) -> None:
     one = boot_vm("one", wait=False, rngd="rng-tools5", files={"/add.py": ADD_ENTROPY.encode()})
     two = boot_vm("two", wait=False, rngd="rng-tools-debian", main="echo main; exit 3", kernel_args="a.b=1")
@@ -115,8 +120,7 @@ def test_one_saved_state_lives_twice(
         assert guest.boot_id() == twin.boot_id() == boot
         assert guest.channel_socket() != twin.channel_socket()
         for one in (guest, twin):
-            told = "virtual machine fork"  # in a thread of the kernel's, some time after the machine goes on
-            one.wait_for(lambda one=one: told in one.check("dmesg"), 30, "the kernel to see a new generation ID")
+            wait_for_fork(one)
     image.unlink()
 
 
