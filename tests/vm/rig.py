@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,12 @@ TRACE = "/run/trace"
 SMALL = '[reservoir]\nsize = "8KiB"\nseed_reserve = "1KiB"\n'
 DRAIN = "--sink stdout >/dev/null"  # an agent that asks for whatever its window allows
 BootVM = Callable[..., VM]
+
+# An agent that ends a stopped rngd after an hour, not after 15 s: on a slow machine a test takes longer.
+_PATIENT = (
+    f"import sys; sys.path.insert(0, '{AGENT}'); from netrng_guest import main, rngd; "
+    "rngd.PARKED_NS *= 240; sys.exit(main.main())"
+)
 
 # Whole buffers in hexadecimal (-x -s), with the path behind each descriptor (-y), a file for each process
 # (-ff), so that no line is cut in two by another: only for tests, whose source is no secret.
@@ -60,11 +67,21 @@ class Evidence(NamedTuple):
 
 
 def boot_with_agent(
-    boot_vm: BootVM, name: str, *, trace: bool = True, arguments: str = "", **options: object
+    boot_vm: BootVM,
+    name: str,
+    *,
+    trace: bool = True,
+    arguments: str = "",
+    patient: bool = False,
+    **options: object,
 ) -> VM:
-    """A guest whose main program is the agent; its log is /run/main.out."""
+    """A guest whose main program is the agent; its log is /run/main.out.
+
+    ``patient``: it lets an rngd be that takes nothing.
+    """
     run = f"{_STRACE} " if trace else ""
-    main = f"exec {run}python3 -I -S {AGENT} run {arguments}"
+    program = f"-c {shlex.quote(_PATIENT)}" if patient else AGENT
+    main = f"exec {run}python3 -I -S {program} run {arguments}"
     return boot_vm(name, files={AGENT: PYZ}, main=main, **options)
 
 

@@ -6,13 +6,21 @@ What its quota and its buckets come to then: test_quotas.py.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from bed.libvirtd import PrivateLibvirtd
 from tests.edge.rig import Hostd, fed_fifo, wait_for
 from tests.streams import assert_disjoint, stream
-from tests.vm.diary import BLOCK_CREDITS, WINDOW, assert_dropped, at, diary, hostd_for, park_a_window
+from tests.vm.diary import (
+    BLOCK_CREDITS,
+    WINDOW,
+    assert_dropped,
+    at,
+    diary,
+    hostd_for,
+    park_a_window,
+    wait_for_lost,
+)
 from tests.vm.rig import BootVM, boot_with_agent, make_hostd, wait_for_acked, wait_for_credits
 
 from netrng_hostd.hypervisor.domain_xml import METADATA_NAMESPACE
@@ -41,26 +49,25 @@ def test_from_one_daemon_to_another_and_back_under_a_third(
         source.start(ready=False)
         destination.start()
         guest = boot_with_agent(
-            boot_vm, "mover", arguments="--rate 8kB/s", memory_mib=192, metadata=METADATA
+            boot_vm, "mover", arguments="--rate 8kB/s", patient=True, memory_mib=192, metadata=METADATA
         )
         wait_for_credits(guest, BLOCK_CREDITS)
         assert quota(source, libvirtd) == QUOTA
         acked = park_a_window(source, guest)
         old = diary(guest)
         guest.migrate(other_libvirtd)
-        wait_for(lambda: not at(source, libvirtd.uri), "the migrated domain's end at the source", 30)
-        lost = re.findall(r"mover: session ended: .*; (\d+) bytes in flight lost", source.log)
-        assert lost == [str(WINDOW)]
+        wait_for(lambda: not at(source, libvirtd.uri), "the migrated domain's end at the source", 60)
+        assert wait_for_lost(source, "mover") == [WINDOW]
         assert source.status()["ledger_ok"]
-        seen = assert_dropped(guest, old, bytes(old.last.data[acked:]))
+        seen = assert_dropped(destination, guest, old, bytes(old.last.data[acked:]))
         assert at(destination, other_libvirtd.uri)["state"] == "open"
         assert quota(destination, other_libvirtd) == QUOTA, "another daemon's, on another connection"
         assert destination.status()["ledger_ok"]
         log = guest.check("cat /run/main.out")
         assert "session ended: the host started a new session" in log
         assert source.stop() == destination.stop() == 0
-    first, second = seen.sessions
-    for session, data in ((first, here), (second, there)):
+    first, *new = seen.sessions
+    for session, data in ((first, here), *((one, there) for one in new)):
         session.assert_seeded()
         assert assert_disjoint(data, [bytes(session.data)]) > 0.98 * len(session.data)
         assert f"session {session.name.hex()} opened" in log
@@ -72,21 +79,23 @@ def test_from_one_daemon_to_another_and_back_under_a_third(
         hostd.start()
         acked = wait_for_acked(hostd, guest, 64 + 2 * BLOCK)
         guest.migrate(libvirtd)
-        wait_for(lambda: not at(hostd, other_libvirtd.uri), "the end at the source", 30)
-        wait_for(lambda: at(hostd, libvirtd.uri), "the domain where it went", 30)
+        wait_for(lambda: not at(hostd, other_libvirtd.uri), "the end at the source", 60)
+        wait_for(lambda: at(hostd, libvirtd.uri), "the domain where it went", 60)
         assert at(hostd, libvirtd.uri)["bytes_acked"] >= acked, "one domain, one account, wherever it runs"
         wait_for_acked(hostd, guest, at(hostd, libvirtd.uri)["bytes_acked"] + 64 + 2 * BLOCK)
         (domain,) = hostd.status()["domains"]
-        assert (domain["uri"], domain["state"], domain["seeds"]) == (libvirtd.uri, "open", 2)
+        assert (domain["uri"], domain["state"]) == (libvirtd.uri, "open")
+        assert domain["seeds"] in (2, 3), "one before and one after, or two: see assert_dropped"
         assert quota(hostd, libvirtd) == QUOTA
-        assert domain["bytes_lost"] <= WINDOW
+        assert domain["bytes_lost"] <= WINDOW * (domain["seeds"] - 1)
         assert hostd.status()["ledger_ok"]
         assert hostd.stop() == 0
     after = diary(guest).sessions
     assert after[0] == first
-    assert after[1].name == second.name
-    assert len(after) == 4
-    assert len({bytes(session.data[:64]) for session in after}) == 4
-    assert_disjoint(both, [bytes(session.data) for session in after[2:]])
-    for session in after[2:]:
+    last = len(seen.sessions)
+    assert [one.name for one in after[:last]] == [one.name for one in seen.sessions]
+    assert len(after) - last in (2, 3)
+    assert len({bytes(session.data[:64]) for session in after}) == len(after)
+    assert_disjoint(both, [bytes(session.data) for session in after[last:]])
+    for session in after[last:]:
         session.assert_seeded()
