@@ -9,7 +9,7 @@ from typing import Any
 import libvirt
 from bed.libvirtd import PrivateLibvirtd
 from bed.vm import VM
-from tests.edge.rig import run_command
+from tests.edge.rig import Hostd, run_command, wait_for
 from tests.vm.rig import DRAIN, BootVM, boot_with_agent, make_hostd, wait_for_acked, wait_for_state
 
 LATER = "active after the next full power-off, not a guest reboot"
@@ -28,6 +28,11 @@ def kept_channel(vm: VM) -> bool:
     return "org.netrng.0" in vm.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
 
 
+def wait_without_channel(hostd: Hostd, *names: str) -> None:
+    """Until those, and no others, are shown to run without a channel."""
+    wait_for(lambda: hostd.status()["without_channel"] == list(names), f"{names} without a channel", 90)
+
+
 def test_attached_and_detached_live(boot_vm: BootVM, libvirtd: PrivateLibvirtd, tmp_path: Path) -> None:
     with make_hostd(tmp_path, libvirtd, "/dev/urandom") as hostd:
         hostd.start()
@@ -38,7 +43,7 @@ def test_attached_and_detached_live(boot_vm: BootVM, libvirtd: PrivateLibvirtd, 
         )
         for vm in (kept, transient):
             vm.wait_up()
-        assert sorted(hostd.status()["without_channel"]) == ["kept", "transient"]
+        wait_without_channel(hostd, "kept", "transient")
         for vm in (kept, transient):
             said = administer("attach", vm)
             assert "active now" in said
@@ -53,7 +58,7 @@ def test_attached_and_detached_live(boot_vm: BootVM, libvirtd: PrivateLibvirtd, 
             assert "removed from the running domain" in administer("detach", vm)
         for vm in (kept, transient):
             wait_for_state(hostd, vm, "")
-        assert sorted(hostd.status()["without_channel"]) == ["kept", "transient"]
+        wait_without_channel(hostd, "kept", "transient")
         assert not kept_channel(kept)
         assert hostd.status()["ledger_ok"]
 
@@ -80,12 +85,12 @@ def test_without_a_controller_it_is_active_after_a_power_off(
         assert LATER in administer("attach", vm)
         assert kept_channel(vm)
         assert vm.channel_socket() is None
-        assert hostd.status()["without_channel"] == ["later"]
+        wait_without_channel(hostd, "later")
         vm.destroy()
-        vm.wait_for(lambda: hostd.status()["without_channel"] == [], 30, "the VM to be gone")
+        wait_without_channel(hostd)
         vm.boot_again()
         wait_for_acked(hostd, vm, 4096)
-        assert hostd.domain("later")["state"] == "open"
+        wait_for_state(hostd, vm, "open")
 
         transient = boot_with_agent(
             boot_vm,
@@ -97,7 +102,7 @@ def test_without_a_controller_it_is_active_after_a_power_off(
             trace=False,
             wait=False,
         )
-        vm.wait_for(lambda: hostd.status()["without_channel"] == ["brief"], 30, "the VM to be named")
+        wait_without_channel(hostd, "brief")
         refused = run_command("attach", "brief", "--connect", transient.host.uri)
         assert refused.returncode == 1, "nothing to keep it in"
         assert "virtio-serial" in refused.stderr
