@@ -64,10 +64,10 @@ def test_a_snapshot_that_is_reverted_to_gets_a_new_session(
 
         lives = []
         for go_back in (back_by_libvirt, back_by_qemu):
-            opened = hostd.log.count("reverted: open")
             # What it is given before the revert is forgotten in the guest, but was spent.
             wait_for_acked(hostd, guest, at(hostd, libvirtd.uri)["bytes_acked"] + SOME)
             lives.append(diary(guest))
+            opened = hostd.log.count("reverted: open")
             go_back()
             wait_for_opened(hostd, opened + 1)
             wait_for_acked(hostd, guest, at(hostd, libvirtd.uri)["bytes_acked"] + SOME)
@@ -77,10 +77,13 @@ def test_a_snapshot_that_is_reverted_to_gets_a_new_session(
         first = lives[0].sessions[0]
         for seen in lives:
             # The session that the snapshot holds was over once it had been taken: nothing is added to it.
-            assert [one.name for one in seen.sessions] == [first.name, seen.last.name]
-            assert first.data.startswith(seen.sessions[0].data)
+            held, *new = seen.sessions
+            assert held.name == first.name
+            assert first.data.startswith(held.data)
+            assert 1 <= len(new) <= 2, "libvirt may tell twice that the VM goes on"
             for session in seen.sessions:
                 session.assert_seed_first()
         assert len({seen.last.name for seen in lives} | {first.name}) == 4
-        pieces = [bytes(one.data) for one in (first, *(seen.last for seen in lives))]
+        new = [session for seen in lives for session in seen.sessions[1:]]
+        pieces = [bytes(one.data) for one in (first, *new)]
         assert assert_disjoint(data, pieces) > 0.98 * sum(map(len, pieces))
