@@ -225,15 +225,27 @@ class Hostd:
         return self.log_path.read_text() if self.log_path.exists() else ""
 
     def status(self) -> dict[str, Any]:
+        """Never older than the question, where the daemon would give an answer of half a second ago again."""
+        asked, end = time.time(), time.monotonic() + 30
+        while True:
+            answer = self._ask()
+            status: dict[str, Any] = json.loads(answer) if answer.endswith(b"\n") else {}
+            if status and status["time"] >= asked:
+                return status
+            assert time.monotonic() < end, f"no status within 30 s, but: {answer[:200]!r}"
+            time.sleep(0.005)
+
+    def _ask(self) -> bytes:
+        """The daemon's answer; cut short, or b"", where it had no time for us."""
+        answer = b""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(10)
             sock.connect(str(self.control))
-            sock.sendall(b'{"command": "status"}\n')
-            answer = b""
-            while piece := sock.recv(65536):
-                answer += piece
-        status: dict[str, Any] = json.loads(answer)
-        return status
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError, socket.timeout):
+                sock.sendall(b'{"command": "status"}\n')
+                while piece := sock.recv(65536):
+                    answer += piece
+        return answer
 
     def domain(self, name: str) -> dict[str, Any]:
         """One domain's status; all empty while the daemon does not know it."""
