@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from bed.libvirtd import PrivateLibvirtd
-from tests.edge.rig import fed_fifo
+from tests.edge.rig import Hostd, fed_fifo, wait_for
 from tests.streams import assert_disjoint, spans, stream
 from tests.vm.rig import (
     BootVM,
@@ -38,8 +38,14 @@ def hwrng_delivers() -> bool:
 
 def kept_or_under_way(status: dict[str, Any]) -> int:
     """Bytes that have been read and tested, and that no guest has acknowledged yet."""
-    stored = status["reservoir"]["stored"] + status["reservoir"]["seed_stored"]
-    return int(stored + sum(domain["in_flight"] for domain in status["domains"]))
+    return int(status["reservoir"]["stored"] + sum(domain["in_flight"] for domain in status["domains"]))
+
+
+def all_ok(hostd: Hostd) -> dict[str, Any] | None:
+    """The status, if all agents have told in it that their sinks took what came."""
+    status = hostd.status()
+    states = [(domain["agent"] or {}).get("sink_state") for domain in status["domains"]]
+    return status if set(states) == {"ok"} else None
 
 
 def test_two_guests_get_disjoint_pieces_and_their_kernels_are_credited(
@@ -64,12 +70,13 @@ def test_two_guests_get_disjoint_pieces_and_their_kernels_are_credited(
         for guest, before in zip(guests, first):
             wait_for_credits(guest, before)
             wait_for_ok(hostd, guest)
-        status = hostd.status()
+        # One block in a thousand is rejected by chance, and rngd complains for a moment.
+        status = wait_for(lambda: all_ok(hostd), "a status in which all sinks are ok", 60)
         assert status["ledger_ok"]
+        assert len(status["domains"]) == len(guests)
         for domain in status["domains"]:
             assert domain["state"] == "open"
             assert domain["agent"]["sink"] == "rngd"
-            assert domain["agent"]["sink_state"] == "ok", domain
         assert hostd.stop() == 0
         found = [evidence(guest) for guest in guests]
         given = sum(len(piece) for one in found for piece in one.pieces)
@@ -99,13 +106,18 @@ def test_the_hardware_rng_itself(boot_vm: BootVM, libvirtd: PrivateLibvirtd, tmp
         before = hostd.status()
         wait_for_acked(hostd, guest, 150_000, 90)
         after = hostd.status()
-        read = after["sources"][0]["bytes_read"] - before["sources"][0]["bytes_read"]
+        read, thrown = (
+            after["sources"][0][key] - before["sources"][0][key] for key in ("bytes_read", "bytes_discarded")
+        )
         acked = after["domains"][0]["bytes_acked"] - before["domains"][0]["bytes_acked"]
         # A guest that is slow for a moment lets the reservoir fill: that is kept, not wasted.
         kept = kept_or_under_way(after) - kept_or_under_way(before)
-        assert acked + kept >= 0.95 * read
+        assert acked + kept + thrown >= 0.95 * read
+        # Where there is no room, a measurement throws a second's bytes away, once a minute.
+        measurements = 1 + (after["time"] - before["time"]) // 60
+        assert thrown <= 0.05 * read + measurements * 2 * after["sources"][0]["capacity"]
         assert after["sources"][0]["kind"] == "device"
         assert after["sources"][0]["rng_current"]
         wait_for_credits(guest, 41 * 10)
-        figures = {"read": read, "acked": acked, "kept": kept, "credits": credits(guest)}
+        figures = {"read": read, "acked": acked, "kept": kept, "thrown": thrown, "credits": credits(guest)}
         print(json.dumps({**figures, "uid": os.geteuid()}))
