@@ -55,7 +55,7 @@ def test_destroyed_in_mid_sample_and_started_again(
     stores = '[reservoir]\nsize = "256KiB"\nseed_reserve = "1KiB"\n'
     config = f"sample_size = {WINDOW}\n{hostd_config(libvirtd.uri, '/dev/urandom', extra=stores)}"
     with make_hostd(tmp_path, libvirtd, "/dev/urandom") as hostd:
-        hostd.write(config + '[[quota]]\nname = "slow"\nmatch = ["victim"]\nlimit = "8kB/s"\n')
+        hostd.write(config + '[[quota]]\nname = "slow"\nmatch = ["victim"]\nlimit = "4kB/s"\n')
         hostd.start()
         arguments = {"victim": f"--window {WINDOW} {DRAIN}", "neighbour": f"--rate 10kB/s {DRAIN}"}
         victim, neighbour = (
