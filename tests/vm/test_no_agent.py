@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import psutil
@@ -39,8 +40,9 @@ print(found.hex())
 
 def test_no_agent_and_no_channel(boot_vm: BootVM, libvirtd: PrivateLibvirtd, tmp_path: Path) -> None:
     with (
-        # Slow: of a fast source, the measurement that is due each minute takes a second of CPU time.
-        fed_fifo(tmp_path / "fifo", stream(2_000_000), rate=20_000),
+        # Slow: of a fast source, the measurement that is due each minute takes a second of CPU time, and what
+        # the reservoir still lacks takes some as well.
+        fed_fifo(tmp_path / "fifo", stream(2_000_000), rate=2_000),
         make_hostd(tmp_path, libvirtd, tmp_path / "fifo") as hostd,
     ):
         hostd.start()
@@ -59,9 +61,10 @@ def test_no_agent_and_no_channel(boot_vm: BootVM, libvirtd: PrivateLibvirtd, tmp
 
         assert hostd.process is not None
         process = psutil.Process(hostd.process.pid)
-        used = process.cpu_times()
+        begun, used = time.monotonic(), process.cpu_times()
         found = bytes.fromhex(idle.check("python3 -I -S /read-port.py"))
-        assert process.cpu_times().user - used.user < 0.5, "waiting costs nothing"
+        spent_s = process.cpu_times().user - used.user
+        assert spent_s < max(0.5, 0.04 * (time.monotonic() - begun)), "waiting costs nothing"
         decoder = wire.Decoder(from_host=True, max_payload=wire.MAX_DATA + 8)
         # A question for each event that may have brought a new guest; the boot has some.
         assert {type(frame) for frame in decoder.feed(found)} == {wire.Probe}, "questions wait, no byte"
