@@ -118,7 +118,7 @@ def run(console: Console, seconds: int) -> int:
             vm.start(wait=False)
         status = [*hostd, "status", "--config", str(config)]
         query = [*become_root, *status]
-        wait_until(lambda: all_open(query), daemon, 120, "all agents to answer")
+        wait_until(lambda: all_open(query), daemon, 300, "all agents to answer")
         before, credited_before = answer_of(query, daemon), credits(vms)
         step(f"{seconds} s of feeding, as `netrng-hostd status --watch` shows it (Ctrl-C ends the demo)")
         watch(status, become_root, seconds, console, daemon)
@@ -207,7 +207,7 @@ def process(
         if started.poll() is None:
             end = "import os, signal, sys; os.killpg(int(sys.argv[1]), signal.SIGTERM)"
             subprocess.run([*become_root, sys.executable, "-c", end, str(started.pid)], check=False)
-        started.wait(20)
+        started.wait(90)
 
 
 class Daemon(NamedTuple):

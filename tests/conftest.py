@@ -18,7 +18,7 @@ import pytest
 
 from netrng_hostd.hypervisor import event_thread
 
-GRACE_S = 3.0  # what is being torn down when a test returns may finish within this
+GRACE_S = 20.0  # what is being torn down when a test returns may finish within this
 
 
 def _descriptors() -> dict[str, str]:

@@ -45,12 +45,12 @@ class Watched:
         if Path("/run/watched").exists():
             raise demo.BedError
 subprocess.run(["sudo", "true"], check=True)
-with demo.process(["sh", "-c", 'id -u > "$0"; exec sleep 60', str(seen)], ["sudo"]) as started:
+with demo.process(["sh", "-c", 'id -u > "$0"; exec sleep 240', str(seen)], ["sudo"]) as started:
     daemon = demo.Daemon(started, seen)
-    demo.wait_until(lambda: seen.exists() and seen.read_text() == "0\\n", daemon, 20, "a process of root's")
-    watched = 'echo "watched with $0"; touch /run/watched; exec sleep 60'
+    demo.wait_until(lambda: seen.exists() and seen.read_text() == "0\\n", daemon, 60, "a process of root's")
+    watched = 'echo "watched with $0"; touch /run/watched; exec sleep 240'
     try:
-        demo.watch(["sh", "-c", watched], ["sudo"], 60, console, Watched())
+        demo.watch(["sh", "-c", watched], ["sudo"], 120, console, Watched())
     except demo.BedError:
         print("all has ended")
 """
@@ -69,20 +69,20 @@ def test_interrupted_it_cleans_up(bed: Artefacts, tmp_path: Path) -> None:
             env={**os.environ, "DEMO_SECONDS": "600"},
         )  # fmt: skip
     try:
-        wait_for(lambda: "of feeding" in log.read_text() or running.poll() is not None, "feeding", 180)
+        wait_for(lambda: "of feeding" in log.read_text() or running.poll() is not None, "feeding", 480)
         assert running.poll() is None, log.read_text()
         named = re.search(r"/tmp/netrng-bed-\w+", log.read_text())
         assert named is not None
         folder, user = Path(named[0]), rundir.unprivileged()
         assert len(rundir.processes(folder, user.uid)) > len(demo.QUOTAS), "libvirtd and its QEMUs"
         os.killpg(running.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
-        assert running.wait(60) == 130, log.read_text()
+        assert running.wait(180) == 130, log.read_text()
         assert rundir.processes(folder, user.uid) == rundir.processes(folder, 0) == []
         assert not folder.exists()
     finally:
         if running.poll() is None:  # failed before: its daemon ends with it, unless it is killed
             running.terminate()
-            running.wait(60)
+            running.wait(180)
     assert "interrupted; everything is cleaned up" in log.read_text()
     assert "Traceback" not in log.read_text()
 
@@ -98,7 +98,7 @@ def test_a_sudo_that_asks_for_a_password_is_asked_once(pty: str, tmp_path: Path)
     (tmp_path / "as_nobody.py").write_text(AS_NOBODY)
     inner = shlex.join([sys.executable, str(tmp_path / "as_nobody.py")])
     with subprocess.Popen(
-        ["timeout", "120", "unshare", "-m", "sh", "-c", WITH_A_PASSWORD, "sh", str(tmp_path), inner],
+        ["timeout", "300", "unshare", "-m", "sh", "-c", WITH_A_PASSWORD, "sh", str(tmp_path), inner],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "LC_ALL": "C"},
     ) as terminal:  # fmt: skip
