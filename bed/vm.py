@@ -253,7 +253,9 @@ class VM:
         """Polls until `predicate()` is true and returns that; BedTimeout names `what`, shows the console."""
         deadline = time.monotonic() + PATIENCE * deadline_s
         while True:
-            value = predicate()
+            value: _T | None = None
+            with contextlib.suppress(BedTimeout):  # a guest that has no time to answer one question
+                value = predicate()
             if value:
                 return value
             if time.monotonic() > deadline:
