@@ -18,7 +18,8 @@ import pytest
 
 from netrng_hostd.hypervisor import event_thread
 
-GRACE_S = 20.0  # what is being torn down when a test returns may finish within this
+# What is being torn down when a test returns may finish within this: a machine may stand still for seconds.
+GRACE_S = 30.0
 
 
 def _descriptors() -> dict[str, str]:
@@ -34,9 +35,13 @@ def _descriptors() -> dict[str, str]:
 def _children(pid: int | str = "self") -> set[int]:
     """Children and theirs, from the kernel's own list: to look at all processes takes longer."""
     found: set[int] = set()
-    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:  # the process has ended since it was listed
+        return found
+    for thread in threads:
         try:
-            found.update(map(int, listed.read_text().split()))
+            found.update(map(int, (thread / "children").read_text().split()))
         except OSError:  # the thread has ended
             continue
     return found.union(*map(_children, found))
