@@ -360,6 +360,7 @@ def test_the_agent_killed_takes_rngd_along(tmp_path: Path) -> None:
     (tmp_path / "mode").write_text("deaf")
     text = (
         "import sys, time; from netrng_guest.loop import Loop; from netrng_guest.rngd import RngdSink\n"
+        "from netrng_guest import variants; variants.HELP_S = 60\n"
         "sink = RngdSink(Loop(), print, lambda: sys.argv[1])\n"
         "sink.tick(1); sink.offer(memoryview(bytes(3000)), 1); print(sink.pid, flush=True); time.sleep(60)"
     )
