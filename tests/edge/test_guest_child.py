@@ -62,7 +62,7 @@ def test_what_is_said_is_bounded_and_plain(loop: Loop, null: int) -> None:
 
 
 def test_a_grandchild_that_holds_the_output_open_is_not_waited_for(loop: Loop, null: int) -> None:
-    lines, how = run(loop, null, "sleep 30 & echo $!; exit 0")
+    lines, how = run(loop, null, "sleep 300 & echo $!; exit 0")
     assert how == "exit code 0"
     os.kill(int(lines[0]), signal.SIGKILL)
 
