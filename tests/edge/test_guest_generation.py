@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import os
 import socket
-import time
+import uuid
 from pathlib import Path
 
 import pytest
+from tests.edge.guest_lab import until
 
 from netrng_guest import generation
 from netrng_guest.generation import heard_new_generation, open_uevents
@@ -72,13 +73,11 @@ def test_what_is_not_permitted_is_done_without(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not UEVENT.exists(), reason="needs root and a device with events")
 def test_the_kernels_events_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "NEW_GENERATION", b"SUBSYSTEM=misc")
+    ours = str(uuid.uuid4())  # other devices have events as well, /dev/kvm with each VM
+    monkeypatch.setattr(generation, "NEW_GENERATION", f"SYNTH_UUID={ours}".encode())
     uevents = open_uevents()
     assert uevents is not None
     with uevents:
         assert not heard_new_generation(uevents)
-        UEVENT.write_text("change")
-        deadline = time.monotonic() + 10
-        while not heard_new_generation(uevents):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        UEVENT.write_text(f"change {ours}")
+        until(lambda: heard_new_generation(uevents), "the event")
