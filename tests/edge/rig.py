@@ -233,13 +233,13 @@ class Hostd:
             if status and status["time"] >= asked:
                 return status
             assert time.monotonic() < end, f"no status within 30 s, but: {answer[:200]!r}"
-            time.sleep(0.005)
+            time.sleep(0.02)
 
     def _ask(self) -> bytes:
         """The daemon's answer; cut short, or b"", where it had no time for us."""
         answer = b""
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(10)
+            sock.settimeout(30)
             sock.connect(str(self.control))
             with contextlib.suppress(ConnectionResetError, BrokenPipeError, socket.timeout):
                 sock.sendall(b'{"command": "status"}\n')
@@ -277,7 +277,7 @@ def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProc
         [sys.executable, "-m", "netrng_hostd", *arguments],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         env={**ENVIRONMENT, **environment},
     )
 
