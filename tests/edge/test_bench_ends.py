@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from bench.fleet import Group, Mark
+from bench.fleet import Fleet, Group, Mark
 from bench.hardware import judge_rates
 from bench.hostd import serving
 from bench.series import error_anywhere, error_since_first, left_of_burst, most_above, most_below
@@ -24,8 +24,10 @@ from tests.edge.rig import wait_for
 
 from netrng_hostd.core.bucket import NS_PER_S
 from netrng_hostd.core.domain import SEED_SIZE
+from netrng_hostd.core.health import STARTUP
 
 RATE = 20_000  # bytes per second
+PATIENCE_S = 120.0  # processes that take all of the machine's time take turns as well
 
 
 def _accumulated(gaps: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
@@ -42,6 +44,18 @@ ARRIVALS = GAPS.map(_accumulated)
 RATES = st.integers(1, 2000)
 
 
+def _all_taken(fleet: Fleet) -> int:
+    return sum(fleet.mark().taken.values())
+
+
+def _share_error(fleet: Fleet) -> float:
+    """Over 15 kB, in bytes."""
+    before = fleet.mark()
+    enough = sum(before.taken.values()) + 15_000
+    wait_for(lambda: _all_taken(fleet) > enough, "15 kB", PATIENCE_S)
+    return error_anywhere([before.of(fleet.names), fleet.mark().of(fleet.names)], [1] * len(fleet.names))
+
+
 def test_four_ends_get_what_the_source_gave_and_equally(tmp_path: Path) -> None:
     groups = [Group("vm", 3), Group("one", 1, recorded=True)]
     with (
@@ -49,16 +63,17 @@ def test_four_ends_get_what_the_source_gave_and_equally(tmp_path: Path) -> None:
         serving(tmp_path, groups, str(tmp_path / "source"), say=lambda text: None) as (hostd, fleet),
     ):
         fleet.wait("seeded", say=lambda text: None)
-        before = fleet.mark()
-        wait_for(lambda: sum(fleet.mark().taken.values()) > sum(before.taken.values()) + 15_000, "15 kB")
+        # Ends that stand still for a while have all they may; who then asks first is served first.
+        wait_for(lambda: _share_error(fleet) <= 2 * 512, "15 kB, equally", PATIENCE_S)
         after, status = fleet.mark(), hostd.status()
+        sent = sum(domain["bytes_sent"] for domain in status["domains"])
+        wait_for(lambda: _all_taken(fleet) >= sent, "all that was sent")
         times_ns, sizes = fleet.series("one-0")
-    sent = sum(domain["bytes_sent"] for domain in status["domains"])
-    read = status["sources"][0]["bytes_read"]
-    assert sum(after.taken.values()) <= sent <= read <= told.written
-    assert read - sum(after.taken.values()) < 16384 + 1024 + RATE  # stored, tested, come since
+    (source,) = status["sources"]
+    assert sum(after.taken.values()) <= sent <= source["bytes_read"] <= told.written
+    kept = status["reservoir"]["stored"] + source["bytes_discarded"]
+    assert 0 <= source["bytes_read"] - sent - kept < STARTUP  # in the health tests
     assert sum(sizes) >= after.taken["one-0"] and times_ns == sorted(times_ns)
-    assert error_anywhere([before.of(fleet.names), after.of(fleet.names)], [1] * 4) <= 2 * 512
 
 
 def test_who_waits_asks_when_told_and_who_is_hostile_comes_back(tmp_path: Path) -> None:
@@ -78,13 +93,13 @@ def test_who_waits_asks_when_told_and_who_is_hostile_comes_back(tmp_path: Path) 
         serving(tmp_path, groups, str(tmp_path / "source"), say=lambda text: None) as (hostd, fleet),
     ):
         for kind in ("modest", "restless", "rubbish", "grants", "vanishing"):
-            wait_for(partial(more_than, 128, f"{kind}-0"), kind)
+            wait_for(partial(more_than, 128, f"{kind}-0"), kind, PATIENCE_S)
         assert not more_than(0, "late-0")
         fleet.begin(late.names)
-        wait_for(partial(more_than, 4096, "late-0"), "what it asked for")
+        wait_for(partial(more_than, 4096, "late-0"), "what it asked for", PATIENCE_S)
         assert not more_than(0, "deaf-0")
         for kind in ("rubbish", "grants", "knocks"):
-            wait_for(partial(logged, f"{kind}-0: the guest sends more than it may"), kind)
+            wait_for(partial(logged, f"{kind}-0: the guest sends more than it may"), kind, PATIENCE_S)
 
 
 def test_the_throttle_gives_its_rate_and_no_more(tmp_path: Path) -> None:
@@ -95,7 +110,9 @@ def test_the_throttle_gives_its_rate_and_no_more(tmp_path: Path) -> None:
         while found < 12_000:
             found += len(source.read(4096))
         spent_ns = time.monotonic_ns() - began_ns
-    assert found <= RATE * spent_ns / NS_PER_S + 4096  # a page may have waited
+    # A page may have waited, and a turn that was due before we began and late is made up for.
+    late_ns = max((late_ns for now_ns, late_ns in told.late if now_ns - late_ns <= began_ns), default=0)
+    assert found <= RATE * (spent_ns + late_ns) / NS_PER_S + 4096
     assert told.written >= first + found
 
 
