@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from netrng_guest import wire
 
+LATE_S = 0.1  # by so much a turn of a FIFO's writer may be late, and is made up for
 F_SETPIPE_SZ = 1031  # fcntl(2); Python names it from 3.10 on
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "error"}
 ENVIRONMENT.pop("PYTHONUNBUFFERED", None)  # some containers set it, and then no flush at the end can fail
@@ -295,8 +296,12 @@ def fed_fifo(path: Path, data: bytes, rate: int | None = None) -> Iterator[None]
         view, piece = memoryview(data), 4096
         begun, written = time.monotonic(), 0
         while view and not stop.is_set():
-            if rate is not None:  # a late turn is made up for: a busy machine does not slow it down
-                piece = min(4096, int((time.monotonic() - begun) * rate) - written)
+            if rate is not None:
+                # A late turn is made up for: a busy machine does not slow it down. But not a standstill:
+                # all that would come at once, and a capacity would be measured far too high.
+                now = time.monotonic()
+                begun = max(begun, now - LATE_S - written / rate)
+                piece = min(4096, int((now - begun) * rate) - written)
                 if piece <= 0:
                     stop.wait(0.02)
                     continue
