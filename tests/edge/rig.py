@@ -182,8 +182,9 @@ class Guest(threading.Thread):
 
     def hang_up(self) -> None:
         """As when the VM is destroyed."""
-        if self.conn is not None:
-            self.conn.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # its end was seen in this moment
+            if self.conn is not None:
+                self.conn.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._wake.send(b"x")
