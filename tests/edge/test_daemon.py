@@ -231,9 +231,9 @@ def reserved(*names: str, rate: int, admission: str = "") -> str:
 
 
 def test_reservations_beyond_the_source_are_refused_until_there_is_room(tmp_path: Path) -> None:
-    """The source gives 20,000 B/s; each of three wants 7,000 of the 18,000 that may be promised."""
+    """The source gives 20,000 B/s; each of three wants 7,500 of the 18,000 that may be promised."""
     names = ("c", "b", "a")  # their order is that of the rules, not of the alphabet
-    quotas = reserved(*names, rate=7_000)
+    quotas = reserved(*names, rate=7_500)
     with (
         fed_fifo(tmp_path / "fifo", random.Random(3).randbytes(4_000_000), rate=20_000),
         guests(tmp_path, *names) as served,
@@ -245,24 +245,28 @@ def test_reservations_beyond_the_source_are_refused_until_there_is_room(tmp_path
             found = hostd.status()["domains"]
             return {d["name"]: (d["admission"], d["reservation_effective"]) for d in found}
 
-        fits, none = ("promised", 7_000), ("refused", 0)
+        fits, none = ("promised", 7_500), ("refused", 0)
         wait_for(lambda: verdicts() == {"a": none, "b": fits, "c": fits}, "two are promised")
         wait_for(lambda: all(len(guest.taken) > 1_000 for guest in served), "each is served, by weight too")
-        status = hostd.status()
-        assert abs(status["sources"][0]["capacity"] - 20_000) < 4_000
-        assert status["sources"][0]["capacity_age_s"] < 60
-        assert status["admission"]["promised"] == 14_000
-        headroom = reserved(*names, rate=7_000, admission="headroom = 0\npolicy = 'refuse'\n")
-        hostd.write(config_of(tmp_path, *names, extra=headroom.replace("7000", "6000")))
+
+        def measured() -> bool:  # on a busy machine one second's measurement may be low, not all of ten
+            found = hostd.status()["sources"][0]
+            return bool(abs(found["capacity"] - 20_000) < 4_000 and found["capacity_age_s"] < 60)
+
+        wait_for(measured, "about the source's rate")
+        wait_for(lambda: hostd.status()["admission"]["promised"] == 15_000, "two promises")
+        headroom = reserved(*names, rate=7_500, admission="headroom = 0\npolicy = 'refuse'\n")
+        hostd.write(config_of(tmp_path, *names, extra=headroom.replace("7500", "5000")))
         hostd.send_signal(signal.SIGHUP)
-        fits = ("promised", 6_000)
+        fits = ("promised", 5_000)
         wait_for(lambda: verdicts() == dict.fromkeys(names, fits), "all three are promised")
         assert [len(guest.sessions) for guest in served] == [1, 1, 1]
         seeds = hostd.status()["reservoir"]["seed_stored"]
         wait_for_more(served[0], 3_000, "served on")
         assert hostd.status()["reservoir"]["seed_stored"] == seeds > 0, "no headroom, nothing for the reserve"
-        assert hostd.log.count("its reservation of 7kB/s is refused") == 1
-        assert hostd.log.count("is promised now") == 1
+        # b may have been refused as well, and promised later, if the first measurement was low.
+        assert hostd.log.count("a: its reservation of 7500B/s is refused") == 1
+        assert hostd.log.count("a: its reservation of 5kB/s is promised now") == 1
 
 
 def test_with_policy_refuse_who_does_not_fit_is_not_served_and_shown(tmp_path: Path) -> None:
