@@ -281,8 +281,8 @@ def test_of_many_the_busiest_in_their_order() -> None:
 
 def while_serving(path: str, client: Callable[[], None], shown: Callable[[], DaemonStatus]) -> None:
     async def both() -> None:
-        async with ControlServer(path, shown):
-            await asyncio.wait_for(asyncio.to_thread(client), 30)
+        async with ControlServer(path, shown, timeout_s=60.0):
+            await asyncio.wait_for(asyncio.to_thread(client), 60)
 
     asyncio.run(both(), debug=True)
 
@@ -359,7 +359,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, form: str) -> None:
         with unread_pipe() as unread:
             done = subprocess.run(
                 [sys.executable, "-c", text, path], stdout=unread, stderr=subprocess.PIPE, text=True,
-                timeout=20, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                timeout=60, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             )  # fmt: skip
         ended.append((done.returncode, done.stderr))
 
