@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from tests.edge.rig import wait_for
 
 from netrng_hostd.config import ChannelConfig, Config, LibvirtConfig, SourceConfig
 from netrng_hostd.hypervisor import LiveChannel, LiveDomain, QuotaElement, UnreachableError
@@ -30,6 +31,7 @@ from netrng_hostd.operate.check.host import check_host
 from netrng_hostd.operate.control import ControlServer
 from netrng_hostd.operate.status import DaemonStatus
 
+PATIENCE_S = 60.0  # a machine may stand still for longer than a device has time for its first byte
 UUID = "11111111-2222-3333-4444-555555555555"
 
 
@@ -82,7 +84,7 @@ def source(path: str, kind: str = "device") -> SourceConfig:
 def test_a_source_that_delivers(terminal: tuple[int, str]) -> None:
     master, path = terminal
     os.write(master, bytes(16))
-    assert lines(check_source(source(path), frozenset())) == []
+    assert lines(check_source(source(path), frozenset(), PATIENCE_S)) == []
 
 
 def test_a_source_that_delivers_nothing(terminal: tuple[int, str]) -> None:
@@ -99,7 +101,7 @@ def test_a_source_that_delivers_nothing(terminal: tuple[int, str]) -> None:
 
 
 def test_no_device() -> None:
-    (line,) = lines(check_source(source("/nonexistent/hwrng"), frozenset()))
+    (line,) = lines(check_source(source("/nonexistent/hwrng"), frozenset(), PATIENCE_S))
     assert line == (
         "! source hwrng: there is no /nonexistent/hwrng; plug the RNG in, load its driver, "
         "or set path in [[source]]"
@@ -119,13 +121,13 @@ def test_a_device_that_fails(number: int, text: str, monkeypatch: pytest.MonkeyP
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "readv", fail)
-    (line,) = lines(check_source(source("/dev/null"), frozenset()))
+    (line,) = lines(check_source(source("/dev/null"), frozenset(), PATIENCE_S))
     assert line.startswith("! source hwrng: /dev/null")
     assert text in line
 
 
 def test_a_device_at_its_end() -> None:
-    (line,) = lines(check_source(source("/dev/null"), frozenset()))
+    (line,) = lines(check_source(source("/dev/null"), frozenset(), PATIENCE_S))
     assert line == "! source hwrng: /dev/null is at its end; set path to a device"
 
 
@@ -133,7 +135,7 @@ def test_what_is_no_hardware_is_refused_once(tmp_path: Path) -> None:
     (line,) = lines(device.check_refused(source("/dev/urandom")))
     assert line.startswith("! source hwrng: /dev/urandom is the kernel's own PRNG")
     assert line.endswith("; set path to a hardware RNG's device")
-    assert lines(check_source(source("/dev/urandom"), frozenset())) == []
+    assert lines(check_source(source("/dev/urandom"), frozenset(), PATIENCE_S)) == []
 
 
 def test_a_prng_is_named(tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_a_prng_is_named(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     for path in ("/dev/urandom", str(fifo)):
         assert lines(device.check_refused(source(path, "prng"))) == []
-        assert lines(check_source(source(path, "prng"), frozenset())) == [
+        assert lines(check_source(source(path, "prng"), frozenset(), PATIENCE_S)) == [
             f"source hwrng: {path} is a pseudo-random stream, for trials only"
         ]
 
@@ -151,7 +153,7 @@ def test_a_fifo_with_a_silent_writer_is_no_problem(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     fd = os.open(fifo, os.O_RDWR)
     try:
-        (line,) = lines(check_source(source(str(fifo), "prng"), frozenset()))
+        (line,) = lines(check_source(source(str(fifo), "prng"), frozenset(), PATIENCE_S))
     finally:
         os.close(fd)
     assert "for trials only" in line
@@ -163,7 +165,7 @@ def test_a_virtual_device_is_labelled(terminal: tuple[int, str], monkeypatch: py
     monkeypatch.setattr(device, "is_hwrng", lambda _: True)
     monkeypatch.setattr(device, "rng_current", lambda: "virtio_rng.0")
     monkeypatch.setattr(device, "holders", lambda _: ([], False))
-    (line,) = lines(check_source(source(path), frozenset()))
+    (line,) = lines(check_source(source(path), frozenset(), PATIENCE_S))
     assert line.startswith(f"source hwrng: {path} is virtual (virtio_rng.0): it is only as good as")
 
 
@@ -174,7 +176,8 @@ def test_holders_are_found_by_the_devices_number(terminal: tuple[int, str]) -> N
     _, path = terminal
     with Path(path).open("rb") as opened, subprocess.Popen(["sleep", "60"], stdin=opened) as child:
         try:
-            assert (child.pid, "sleep") in holders(path)[0]
+            # Its name changes a moment after Popen() has seen that it was started.
+            wait_for(lambda: (child.pid, "sleep") in holders(path)[0], "the holder")
         finally:
             child.kill()
     assert child.pid not in [holder.pid for holder in holders(path)[0]]
@@ -193,7 +196,7 @@ def test_other_holders_are_noted_and_the_daemon_is_not(
     found = [device.Holder(7, "rngd"), device.Holder(8, "netrng-hostd")]
     monkeypatch.setattr(device, "holders", lambda _: (found, True))
     os.write(master, bytes(16))
-    assert lines(check_source(source(path), frozenset([8]))) == [
+    assert lines(check_source(source(path), frozenset([8]), PATIENCE_S)) == [
         f"rngd (pid 7) holds {path} open as well and takes a part of it; "
         "stop it if the VMs are to have all of it",
         f"not every process could be looked at (root sees more); one of them may hold {path} open",
@@ -486,9 +489,9 @@ def _never(_: str) -> Sequence[LiveDomain]:
 
 
 def test_within_returns_and_raises() -> None:
-    assert within(5, lambda: 3) == 3
+    assert within(PATIENCE_S, lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
-        within(5, lambda: 1 // 0)
+        within(PATIENCE_S, lambda: 1 // 0)
     go_on = threading.Event()
     with pytest.raises(TooLate):
         within(0.01, go_on.wait)
