@@ -149,10 +149,12 @@ def test_a_reverted_snapshot_is_renewed_or_a_new_domain() -> None:
                 now = libvirtd.lookupByName("a").ID()
                 await until(lambda: len(recorder.calls) > 1 and UUID_A in watcher.domains)
                 await until(lambda: watcher.domains[UUID_A].id == now)
-                if now == first:
-                    assert recorder.calls[1:] == [("renewed", "a")]
-                else:
-                    assert recorder.calls[1:] == [("vanished", "a"), ("appeared", "a")]
+                seen = recorder.calls[1:]
+                if now != first:
+                    assert seen[:2] == [("vanished", "a"), ("appeared", "a")]
+                    del seen[:2]  # its start may be told after it was listed, and renews it then
+                assert set(seen) <= {("renewed", "a")}
+                assert seen or now != first
             domain.destroy()
 
     asyncio.run(scenario(), debug=True)
@@ -209,7 +211,8 @@ def test_only_new_and_touched_domains_have_their_xml_read_again(monkeypatch: pyt
                 await until(lambda: UUID_A in watcher.domains)
                 libvirtd.createXML(domain_xml("b", UUID_B), 0)
                 await until(lambda: UUID_B in watcher.domains)
-                assert read == [UUID_A, UUID_B]
+                assert read[0] == UUID_A
+                assert set(read[1:]) == {UUID_B}  # again where one of its events came late
 
     asyncio.run(scenario(), debug=True)
 
