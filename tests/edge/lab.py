@@ -14,7 +14,7 @@ import libvirt
 from netrng_hostd.discovery.watcher import Timing, UriState, Watcher
 from netrng_hostd.hypervisor import LiveDomain
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 UUID_A = "aaaaaaaa-0000-4000-8000-000000000001"
 UUID_B = "bbbbbbbb-0000-4000-8000-000000000002"
 
@@ -25,7 +25,7 @@ QUICK = Timing(
     max_debounce_s=0.02,
     backoff_s=0.02,
     max_backoff_s=0.1,
-    answer_s=DEADLINE_S,
+    answer_s=DEADLINE_S / 2,
     stop_s=DEADLINE_S,
     reopen_s=0.0,
 )
