@@ -126,7 +126,7 @@ def reading(
     try:
         yield reader
     finally:
-        assert reader.stop(5.0)
+        assert reader.stop(30.0)
 
 
 @pytest.fixture
@@ -425,7 +425,7 @@ def test_a_mistake_without_anybody_to_tell_is_a_state() -> None:
         reader.allow(64)
         reader.start()
         await until(lambda: [state.name for state in states] == ["error"])
-        assert reader.stop(5.0)
+        assert reader.stop(30.0)
 
     asyncio.run(scenario(), debug=True)
 
@@ -485,7 +485,7 @@ def test_a_delivery_to_a_closed_loop_is_wiped_and_ends_the_thread() -> None:
     go_on = threading.Event()
 
     def reads() -> Iterator[bytes]:
-        assert go_on.wait(10.0)
+        assert go_on.wait(60.0)
         yield from pieces(GOOD)
 
     loop = asyncio.new_event_loop()
@@ -500,7 +500,7 @@ def test_a_delivery_to_a_closed_loop_is_wiped_and_ends_the_thread() -> None:
     assert health.released
     assert not any(map(any, health.released))
     assert not any(health.buffer)
-    assert reader.stop(5.0)
+    assert reader.stop(30.0)
 
 
 def test_a_read_that_comes_back_after_the_stop_is_thrown_away() -> None:
@@ -510,13 +510,13 @@ def test_a_read_that_comes_back_after_the_stop_is_thrown_away() -> None:
     def reads() -> Iterator[bytes]:
         yield from pieces(noise(160))
         reached.set()
-        assert go_on.wait(10.0)
+        assert go_on.wait(60.0)
         yield from pieces(GOOD)
 
     async def scenario() -> None:
         collector = Collector()
         with reading(Script(reads()), collector, health=health) as reader:
-            await asyncio.to_thread(reached.wait, 10.0)
+            await asyncio.to_thread(reached.wait, 60.0)
             assert not reader.stop(0.01)
             assert not any(health.buffer)  # without waiting for the read
             fed = len(health.fed)

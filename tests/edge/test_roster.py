@@ -120,7 +120,7 @@ def test_one_uuid_on_two_connections_has_one_bucket(tmp_path: Path, guest: Guest
             roster.vanished(here)
             other = Guest(tmp_path / "other.sock")
             try:
-                await until(lambda: roster.entries[0].channel.state == "open", 15)
+                await until(lambda: roster.entries[0].channel.state == "open")
             finally:
                 other.close()
 

@@ -47,7 +47,7 @@ class Device:
     def kernel_name(self) -> str | None:
         self.looks.append(threading.current_thread())
         if self.hangs.is_set():
-            assert self.answers.wait(10.0)
+            assert self.answers.wait(60.0)
         return self.name
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class Watched:
 
     def __exit__(self, *_: object) -> None:
         self.device.answers.set()
-        assert self.reader.stop(5.0)
+        assert self.reader.stop(30.0)
 
 
 @pytest.fixture
