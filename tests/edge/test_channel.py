@@ -8,8 +8,11 @@ import errno
 import logging
 import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from tests.edge.rig import Guest, until
@@ -303,6 +306,44 @@ def test_who_listens_is_named_when_it_is_no_qemu(tmp_path: Path, caplog: pytest.
         assert listener_of(near) == "", "a stream's socket pair"
     with socket.socket(socket.AF_INET) as unrelated:
         assert listener_of(unrelated) == ""
+
+
+LISTENER = """
+import socket, sys
+with open("/proc/self/comm", "w") as name:
+    name.write(sys.argv[1])
+with socket.socket(socket.AF_UNIX) as listening:
+    listening.bind(sys.argv[2])
+    listening.listen()
+    print(flush=True)
+    listening.accept()[0].recv(1)
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [("qemu-system-x86", False), ("kvm", False), ("libvirtd", False), ("virtqemud", False), ("nc", True)],
+)
+def test_libvirt_listens_for_a_domain_that_starts(
+    name: str, named: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(listener: subprocess.Popen[bytes]) -> None:
+        assert listener.stdout is not None
+        await asyncio.to_thread(listener.stdout.readline)
+        task = asyncio.create_task(make_channel(tmp_path / "vm.sock", Books()).run())
+        try:
+            await asyncio.to_thread(listener.stdout.readline)
+        finally:
+            await stop(task)
+
+    words = [sys.executable, "-c", LISTENER, name, str(tmp_path / "vm.sock")]
+    with caplog.at_level(logging.INFO), subprocess.Popen(words, stdin=PIPE, stdout=PIPE) as listener:
+        asyncio.run(scenario(listener), debug=True)
+        assert ("it is no QEMU" in caplog.text) == named
+        assert (f"{name} (pid {listener.pid})" in caplog.text) == named
+        listener.communicate()
 
 
 def test_a_control_frame_that_waits_is_told_as_an_end_of_asking(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_two_guests_get_disjoint_pieces_and_their_kernels_are_credited(
         for domain in status["domains"]:
             assert domain["state"] == "open"
             assert domain["agent"]["sink"] == "rngd"
+        assert "no QEMU" not in hostd.log, "who listens for a VM that starts is no stranger"
         assert hostd.stop() == 0
         found = [evidence(guest) for guest in guests]
         given = sum(len(piece) for one in found for piece in one.pieces)

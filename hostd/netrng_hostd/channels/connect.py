@@ -10,6 +10,8 @@ import struct
 import psutil
 
 SEND_BUFFER = 16384  # bytes; what a guest has not read is parked here, so it is kept small
+# QEMU, which Proxmox calls kvm; or libvirt, which listens for a domain that starts before its QEMU does.
+_EXPECTED = ("qemu", "kvm", "libvirtd", "virtqemud", "virtxend")
 
 
 class ChannelUnavailable(Exception):
@@ -33,6 +35,11 @@ def connect_unix(path: str) -> socket.socket:
         sock.close()
         raise ChannelUnavailable(_reason(error, path)) from None
     return sock
+
+
+def is_expected(listener: str) -> bool:
+    """Whether who listens (as `listener_of` names it) is a QEMU, or libvirt for one."""
+    return listener.startswith(_EXPECTED)
 
 
 def listener_of(sock: socket.socket) -> str:
