@@ -81,8 +81,7 @@ def assert_quiet(guest: VM, pid: str) -> dict[str, int]:
         strace -c -f -p {pid} 2>/run/counted & tracer=$!
         until grep -q 'TracerPid:.*[1-9]' /proc/{pid}/status; do sleep 0.1; done
         sleep {STRETCH_S}
-        kill -TERM $tracer
-        wait $tracer
+        {{ kill -TERM $tracer; wait $tracer; }} 2>/dev/null
         {look}
         cat /run/counted
         """,
