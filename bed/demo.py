@@ -30,6 +30,7 @@ from bed.vm import VM
 
 PYZ = ROOT / "dist" / "netrng-guest.pyz"
 HWRNG = Path("/dev/hwrng")
+START_S, STOP_S = 300, 90  # at rest it takes seconds; a busy machine takes its time
 AGENT_RATE = "50kB/s"  # far more than each is due, so that the quotas decide
 # One line per RNDADDENTROPY: which process called it and how many bits it credited; no bytes (-s 0).
 TRACE = "strace -f -qq -s 0 -e trace=ioctl -o /run/credits"
@@ -118,7 +119,7 @@ def run(console: Console, seconds: int) -> int:
             vm.start(wait=False)
         status = [*hostd, "status", "--config", str(config)]
         query = [*become_root, *status]
-        wait_until(lambda: all_open(query), daemon, 300, "all agents to answer")
+        wait_until(lambda: all_open(query), daemon, START_S, "all agents to answer")
         before, credited_before = answer_of(query, daemon), credits(vms)
         step(f"{seconds} s of feeding, as `netrng-hostd status --watch` shows it (Ctrl-C ends the demo)")
         watch(status, become_root, seconds, console, daemon)
@@ -207,7 +208,7 @@ def process(
         if started.poll() is None:
             end = "import os, signal, sys; os.killpg(int(sys.argv[1]), signal.SIGTERM)"
             subprocess.run([*become_root, sys.executable, "-c", end, str(started.pid)], check=False)
-        started.wait(90)
+        started.wait(STOP_S)
 
 
 class Daemon(NamedTuple):

@@ -253,13 +253,15 @@ class VM:
         """Polls until `predicate()` is true and returns that; BedTimeout names `what`, shows the console."""
         deadline = time.monotonic() + PATIENCE * deadline_s
         while True:
-            value: _T | None = None
-            with contextlib.suppress(BedTimeout):  # a guest that has no time to answer one question
-                value = predicate()
-            if value:
-                return value
+            unanswered: BedTimeout | None = None
+            try:
+                if value := predicate():
+                    return value
+            except BedTimeout as error:  # a guest that has no time for one question may have it for the next
+                unanswered = error
             if time.monotonic() > deadline:
-                raise BedTimeout(f"{self.name}: waited {deadline_s:.0f} s in vain for {what}\n{self.tail()}")
+                text = f"{self.name}: waited {deadline_s:.0f} s in vain for {what}\n{self.tail()}"
+                raise BedTimeout(text) from unanswered
             time.sleep(0.1)
 
     # What can be seen of it from the host

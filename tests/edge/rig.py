@@ -236,6 +236,7 @@ class Hostd:
                 return status
             assert time.monotonic() < end, f"no status within 30 s, but: {answer[:200]!r}"
             time.sleep(0.02)
+            asked = min(asked, time.time())  # the clock may have been set back
 
     def _ask(self) -> bytes:
         """The daemon's answer; cut short, or b"", where it had no time for us."""

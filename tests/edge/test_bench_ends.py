@@ -58,13 +58,14 @@ def _share_error(fleet: Fleet) -> float:
 
 def test_four_ends_get_what_the_source_gave_and_equally(tmp_path: Path) -> None:
     groups = [Group("vm", 3), Group("one", 1, recorded=True)]
+    began_s = time.monotonic()
     with (
         throttled(tmp_path / "source", RATE) as told,
         serving(tmp_path, groups, str(tmp_path / "source"), say=lambda text: None) as (hostd, fleet),
     ):
         fleet.wait("seeded", say=lambda text: None)
         # Ends that stand still for a while have all they may; who then asks first is served first.
-        wait_for(lambda: _share_error(fleet) <= 2 * 512, "15 kB, equally", PATIENCE_S)
+        assert any(_share_error(fleet) <= 2 * 512 for _ in range(3)), "15 kB, equally"
         after, status = fleet.mark(), hostd.status()
         sent = sum(domain["bytes_sent"] for domain in status["domains"])
         wait_for(lambda: _all_taken(fleet) >= sent, "all that was sent")
@@ -73,6 +74,8 @@ def test_four_ends_get_what_the_source_gave_and_equally(tmp_path: Path) -> None:
     assert sum(after.taken.values()) <= sent <= source["bytes_read"] <= told.written
     kept = status["reservoir"]["stored"] + source["bytes_discarded"]
     assert 0 <= source["bytes_read"] - sent - kept < STARTUP  # in the health tests
+    # A measurement, at the start and once a minute, throws a second's bytes away where there is no room.
+    assert source["bytes_discarded"] <= RATE * (2 + (time.monotonic() - began_s) // 60)
     assert sum(sizes) >= after.taken["one-0"] and times_ns == sorted(times_ns)
 
 
@@ -111,7 +114,8 @@ def test_the_throttle_gives_its_rate_and_no_more(tmp_path: Path) -> None:
             found += len(source.read(4096))
         spent_ns = time.monotonic_ns() - began_ns
     # A page may have waited, and a turn that was due before we began and late is made up for.
-    late_ns = max((late_ns for now_ns, late_ns in told.late if now_ns - late_ns <= began_ns), default=0)
+    waiting = [late for at, late in told.late if at - late <= began_ns < at + RECOVERED_NS]
+    late_ns = max(waiting, default=0)
     assert found <= RATE * (spent_ns + late_ns) / NS_PER_S + 4096
     assert told.written >= first + found
 

@@ -10,8 +10,6 @@ from netrng_hostd.channels.budget import (
     INBOUND_DEPTH,
     INBOUND_PER_READ,
     INBOUND_RATE,
-    LOG_DEPTH,
-    LOG_INTERVAL_NS,
     InboundBudget,
     LogBudget,
 )
@@ -80,7 +78,7 @@ def test_what_is_read_stays_within_the_bucket(arrivals: list[tuple[int, int]]) -
 
 def test_log_lines_are_bounded_and_the_next_says_how_many_are_missing() -> None:
     budget = LogBudget(0)
-    assert [budget.admit(0) for _ in range(LOG_DEPTH)] == [0] * LOG_DEPTH
-    assert [budget.admit(1) for _ in range(7)] == [None] * 7
-    assert budget.admit(LOG_INTERVAL_NS) == 7
-    assert budget.admit(LOG_INTERVAL_NS + 1) is None
+    assert [budget.admit(0) for _ in range(20)] == [0] * 20
+    assert [budget.admit(6 * S - 1) for _ in range(7)] == [None] * 7
+    assert budget.admit(6 * S) == 7
+    assert budget.admit(6 * S + 1) is None

@@ -316,8 +316,6 @@ with socket.socket(socket.AF_UNIX) as listening:
     listening.bind(sys.argv[2])
     listening.listen()
     print(flush=True)
-    listening.accept()[0].recv(1)
-    print(flush=True)
     sys.stdin.read()
 """
 
@@ -332,9 +330,10 @@ def test_libvirt_listens_for_a_domain_that_starts(
     async def scenario(listener: subprocess.Popen[bytes]) -> None:
         assert listener.stdout is not None
         await asyncio.to_thread(listener.stdout.readline)
-        task = asyncio.create_task(make_channel(tmp_path / "vm.sock", Books()).run())
+        channel = make_channel(tmp_path / "vm.sock", Books())
+        task = asyncio.create_task(channel.run())
         try:
-            await asyncio.to_thread(listener.stdout.readline)
+            await until(lambda: channel.state == "waiting")
         finally:
             await stop(task)
 

@@ -71,7 +71,7 @@ def say(path: str, line: bytes) -> bytes:
         return read_all(sock)
 
 
-def told(path: str) -> str:
+def answer_of(path: str) -> str:
     return ask(path, timeout_s=PATIENCE_S)
 
 
@@ -83,14 +83,14 @@ def until_hung_up(sock: socket.socket) -> None:
 
 def test_status(path: str) -> None:
     def client() -> None:
-        assert from_json(told(path)) == STATUS
+        assert from_json(answer_of(path)) == STATUS
 
     serve(path, client)
 
 
 def test_a_large_status(path: str) -> None:
     def client() -> None:
-        assert from_json(told(path)) == LARGE
+        assert from_json(answer_of(path)) == LARGE
 
     serve(path, client, LARGE)
 
@@ -178,7 +178,7 @@ def test_one_that_does_not_listen_holds_up_nobody_and_is_dropped(path: str) -> N
     def client() -> None:
         with connect(path) as sock:
             sock.sendall(b'{"command": "status"}\n')
-            assert from_json(told(path)) == LARGE
+            assert from_json(answer_of(path)) == LARGE
             until_hung_up(sock)
             assert 0 < len(read_all(sock)) < len(to_json(LARGE))
 
@@ -194,7 +194,7 @@ def test_a_crowd_is_bounded(path: str) -> None:
             for sock in crowd:
                 sock.sendall(b'{"command": "status"}\n')
                 assert from_json(read_all(sock)) == STATUS
-        assert from_json(told(path)) == STATUS
+        assert from_json(answer_of(path)) == STATUS
 
     serve(path, client)
 
@@ -205,7 +205,7 @@ def test_what_a_killed_daemon_left_behind_is_replaced(path: str) -> None:
         sock.bind(path)
 
     def client() -> None:
-        assert from_json(told(path)) == STATUS
+        assert from_json(answer_of(path)) == STATUS
 
     serve(path, client)
     assert not Path(path).exists()
@@ -241,9 +241,7 @@ class Told:
 
     def serve(self, path: str, client: Callable[[], object]) -> None:
         async def both() -> None:
-            async with ControlServer(
-                path, self.snapshot, timeout_s=PATIENCE_S, clock=lambda: self.now_s
-            ):
+            async with ControlServer(path, self.snapshot, timeout_s=PATIENCE_S, clock=lambda: self.now_s):
                 await asyncio.wait_for(asyncio.to_thread(client), PATIENCE_S)
 
         asyncio.run(both(), debug=True)
@@ -256,13 +254,13 @@ def test_an_answer_is_given_again_for_a_while(path: str, cost_s: float, good_s: 
     daemon = Told(cost_s)
 
     def client() -> None:
-        assert from_json(told(path)).pid == 1
+        assert from_json(answer_of(path)).pid == 1
         daemon.now_s += good_s * 15 / 16
-        again = [from_json(told(path)).pid for _ in range(3)]
+        again = [from_json(answer_of(path)).pid for _ in range(3)]
         assert again == ([1, 1, 1] if good_s else [2, 3, 4])
         made = daemon.made
         daemon.now_s += good_s / 16
-        assert from_json(told(path)).pid == made + 1
+        assert from_json(answer_of(path)).pid == made + 1
 
     daemon.serve(path, client)
 
@@ -272,7 +270,7 @@ def test_who_asks_in_a_loop_costs_a_tenth_of_the_time(path: str) -> None:
 
     def client() -> None:
         for _ in range(500):
-            told(path)
+            answer_of(path)
             daemon.now_s += 1 / 256
 
     daemon.serve(path, client)

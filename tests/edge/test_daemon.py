@@ -87,7 +87,7 @@ def test_every_byte_goes_to_one_guest_once(tmp_path: Path) -> None:
         assert hostd.stop() == 0
         samples = given(*served)
         # A few bytes where two parts of the stream meet cannot be told.
-        assert assert_disjoint(data, samples) > 0.99 * sum(map(len, samples)) > 190_000
+        assert assert_disjoint(data, samples) > 0.99 * sum(map(len, samples))
         shares = [total - before[name] for name, total in sent_to(status).items()]
         assert max(shares) - min(shares) < 0.1 * max(shares)
         assert "Traceback" not in hostd.log

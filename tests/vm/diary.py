@@ -82,7 +82,7 @@ class Session:
 
 @dataclass
 class Diary:
-    """`sessions`: those in which bytes came.
+    """`sessions`: those in which bytes came, or were credited.
 
     `rngd`: the first 16 bytes of each of its credits, the first rngd first.
     """
@@ -127,7 +127,8 @@ def diary(vm: VM) -> Diary:
             list(sessions.values())[-1].credits.append((bits, data))
         else:
             list(sessions.values())[-1].reseeds += 1
-    return Diary([one for one in sessions.values() if one.data], list(rngd.values()))
+    used = [one for one in sessions.values() if one.data or one.credits or one.reseeds]
+    return Diary(used, list(rngd.values()))
 
 
 def park_a_window(hostd: Hostd, vm: VM) -> int:
@@ -167,7 +168,7 @@ def assert_dropped(hostd: Hostd, vm: VM, old: Diary, parked: bytes) -> Diary:
 def wait_for_lost(hostd: Hostd, name: str) -> list[int]:
     """Waits until the log tells of the end of a session of ``name``; what was lost in flight, of each end."""
     ended = rf"{re.escape(name)}: session ended: .*; (\d+) bytes in flight lost"
-    found = wait_for(lambda: re.findall(ended, hostd.log), f"the end of a session, in {hostd.log_path}")
+    found = wait_for(lambda: re.findall(ended, hostd.log), f"the end of a session, in {hostd.log_path}", 60)
     return [int(n_bytes) for n_bytes in found]
 
 

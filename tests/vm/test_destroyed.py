@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import psutil
 from bed.libvirtd import PrivateLibvirtd
 from bed.vm import VM
 from tests.edge.rig import Hostd
+from tests.vm.diary import wait_for_lost
 from tests.vm.rig import (
     DRAIN,
     BootVM,
@@ -81,9 +81,8 @@ def test_destroyed_in_mid_sample_and_started_again(
         neighbour_is_served_on()
         os.kill(qemu, signal.SIGKILL)
         wait_for_state(hostd, victim, "")
-        lost = re.search(r"victim: session ended: .*; (\d+) bytes in flight lost", hostd.log)
-        assert lost, hostd.log
-        assert int(lost[1]) > WINDOW * 5 // 8
+        (lost,) = wait_for_lost(hostd, "victim")
+        assert lost > WINDOW * 5 // 8
         status = hostd.status()
         assert status["ledger_ok"]
         assert [domain["name"] for domain in status["domains"]] == ["neighbour"]

@@ -11,8 +11,6 @@ import pytest
 from bed.libvirtd import PrivateLibvirtd
 from tests.vm.rig import AGENT, DRAIN, PYZ, BootVM, boot_with_agent, make_hostd, wait_for_acked
 
-from netrng_hostd.channels.budget import LOG_DEPTH, LOG_INTERVAL_NS
-
 # The flood comes last: hostd reads what it left no faster than a guest may speak.
 ATTACKS = (
     "reopens",  # opens its port, writes half a frame and closes it
@@ -107,7 +105,7 @@ def test_a_hostile_guest_hurts_nobody(
             evil.wait_for(signs[name], 60, f"the attack {name}, in {hostd.log_path}")
             wait_for_acked(hostd, good, hostd.domain("good")["bytes_acked"] + 10_000)
             if name == "knocks":  # the more often it lied, the fewer lines are left for what comes next
-                time.sleep(2 * LOG_INTERVAL_NS / 1e9)
+                time.sleep(12)
             attacker.kill("USR1")
         after = hostd.status()
         assert after["ledger_ok"]
@@ -118,7 +116,7 @@ def test_a_hostile_guest_hurts_nobody(
         assert (now["state"], now["seeds"], now["bytes_lost"]) == ("open", 1, 0)
         assert abs(now["since"] - then["since"]) < 0.5
         lines = [line for line in hostd.log.splitlines() if " evil: " in line]
-        allowed = LOG_DEPTH + (time.monotonic() - begun) * 1e9 / LOG_INTERVAL_NS
+        allowed = 20 + (time.monotonic() - begun) / 6
         assert len(lines) <= allowed + 5, "a line for an event, not for a byte, and discovery's"
         assert hostd.stop() == 0
         assert "Traceback" not in hostd.log

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from netrng_hostd.channels import session as protocol
 from netrng_hostd.channels.budget import InboundBudget, LogBudget
-from netrng_hostd.channels.connect import ChannelUnavailable, is_expected, listener_of
+from netrng_hostd.channels.connect import ChannelUnavailable, is_hypervisor, listener_of
 from netrng_hostd.channels.link import Link
 from netrng_hostd.core.mistake import where_raised
 
@@ -153,7 +153,7 @@ class Channel:
             sock, loop, received=self._received, drained=self._drained, closed=self._link_closed
         )
         listener = listener_of(sock)
-        if listener and not is_expected(listener) and listener != self._listener:
+        if listener and not is_hypervisor(listener) and listener != self._listener:
             self._log(logging.WARNING, "it is no QEMU that listens on %s, but %s", self.where, listener)
         self._listener = listener
         now_ns = time.monotonic_ns()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connects to a channel's UNIX socket, on which the domain's QEMU listens."""
+"""Connects to a channel's UNIX socket, on which the domain's QEMU listens, or libvirt before that starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psutil
 
 SEND_BUFFER = 16384  # bytes; what a guest has not read is parked here, so it is kept small
 # QEMU, which Proxmox calls kvm; or libvirt, which listens for a domain that starts before its QEMU does.
-_EXPECTED = ("qemu", "kvm", "libvirtd", "virtqemud", "virtxend")
+_HYPERVISORS = ("qemu", "kvm", "libvirtd", "virtqemud")
 
 
 class ChannelUnavailable(Exception):
@@ -37,9 +37,9 @@ def connect_unix(path: str) -> socket.socket:
     return sock
 
 
-def is_expected(listener: str) -> bool:
+def is_hypervisor(listener: str) -> bool:
     """Whether who listens (as `listener_of` names it) is a QEMU, or libvirt for one."""
-    return listener.startswith(_EXPECTED)
+    return listener.startswith(_HYPERVISORS)
 
 
 def listener_of(sock: socket.socket) -> str:
