@@ -116,7 +116,11 @@ def _check_rngd(found: Findings) -> None:
     if path is None:
         found.mend("no rngd in " + ", ".join(variants.FOLDERS[:3]), INSTALL)
         return
-    variant = variants.identify(path)
+    try:
+        variant = variants.identify(path, variants.MAX_HELP_S)
+    except variants.Slow as slow:
+        found.mend(str(slow), "run it: {} --help".format(path))
+        return
     if variant is None:
         found.mend("{} is no rngd that we know".format(path), INSTALL)
         return

@@ -50,6 +50,7 @@ class RngdSink(Sink):
         self._due_ns = 0  # not looked for nor started before
         self._kill_ns: Optional[int] = None  # set between SIGTERM and the end
         self._backoff_ns = FIRST_BACKOFF_NS
+        self._patience_s = variants.HELP_S
         self._judge = Judge()  # of this child
 
     @property
@@ -145,7 +146,14 @@ class RngdSink(Sink):
 
     def _look_for_one(self, now_ns: int) -> None:
         path = self._find()
-        self._variant = variants.identify(path) if path is not None else None
+        try:
+            self._variant = variants.identify(path, self._patience_s) if path is not None else None
+        except variants.Slow as slow:
+            self._say("starting", str(slow))
+            # Nothing else is done while it is asked: at most a fifth of the time.
+            self._due_ns = now_ns + 5 * self._patience_s * SECOND_NS
+            self._patience_s = min(2 * self._patience_s, variants.MAX_HELP_S)
+            return
         if self._variant is not None:
             self._say("starting", self._title() + ": waits for a block")
             return

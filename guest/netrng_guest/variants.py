@@ -21,6 +21,7 @@ FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/bin", "/usr/local/bin"
 STDIN = "/proc/self/fd/0"  # what /dev/stdin is a link to, where there is a udev or devtmpfs that makes one
 MAX_OUTPUT = 65536
 HELP_S, LIST_S = 3, 5  # rng-tools6's -l starts every source to see whether it works
+MAX_HELP_S = 12
 
 MAX_REJECTED = 3  # rejections without two good blocks in between: by chance about one in 1,250 is rejected
 REJECTED = "failed FIPS test"
@@ -57,10 +58,17 @@ def find_rngd() -> Optional[str]:
     return None
 
 
-def identify(path: str) -> Optional[Variant]:
-    """Which of the three is at ``path``, told by its own help; None if it is none of them."""
-    text = _output_of([path, "--help"], HELP_S)
-    match = re.search(r"^rngd (?:version )?(\d[\w.]*)", _output_of([path, "--version"], HELP_S), re.MULTILINE)
+class Slow(Exception):
+    """A program has not told within the seconds it had."""
+
+
+def identify(path: str, seconds: int) -> Optional[Variant]:
+    """Which of the three is at ``path``, told by its own help; None if it is none of them.
+
+    Raises Slow when that takes longer than ``seconds``, as it may where a host boots many VMs at once.
+    """
+    text, title = (_output_of([path, option], seconds) for option in ("--help", "--version"))
+    match = re.search(r"^rngd (?:version )?(\d[\w.]*)", title, re.MULTILINE)
     version = match.group(1) if match else "?"
     base = [path, "-f", "-r", STDIN, "-o", "/dev/urandom"]
     if "--feed-interval" in text:
@@ -75,13 +83,16 @@ def identify(path: str) -> Optional[Variant]:
 def _exclusions(path: str, help_text: str) -> List[str]:
     sources = ["rdrand", "namedpipe"]  # what every 6.17 has, should the list not come
     if "--list" in help_text:
-        listing = _output_of([path, "-l", "-r", "/dev/null"], LIST_S)
+        try:
+            listing = _output_of([path, "-l", "-r", "/dev/null"], LIST_S)
+        except Slow:
+            listing = ""
         sources = re.findall(r"\((\w+)\)\s*$", listing, re.MULTILINE) or sources
     return [word for source in sorted(set(sources)) if source != "hwrng" for word in ("-x", source)]
 
 
 def _output_of(argv: List[str], seconds: int) -> str:
-    """What ``argv`` printed, whatever its exit code says; "" if it did not run or end."""
+    """What ``argv`` printed, whatever its exit code says; "" if it did not run.  Raises Slow."""
     try:
         done = subprocess.run(
             argv,
@@ -91,8 +102,10 @@ def _output_of(argv: List[str], seconds: int) -> str:
             timeout=seconds,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except OSError:
         return ""
+    except subprocess.TimeoutExpired:
+        raise Slow("{} has not told within {} s what it is".format(argv[0], seconds)) from None
     return done.stdout[:MAX_OUTPUT].decode("utf-8", "replace")
 
 

@@ -3,7 +3,7 @@
 """A stand-in for rngd whose misbehaviour is the first word of the file ``mode`` beside it.
 
 good | parked | deaf (also to SIGTERM) | dies CODE | rejects | gives-up | denied |
-upstream N (a version 6 that reads N bytes first)
+upstream N (a version 6 that reads N bytes first) | slow (to tell what it is)
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def read_exactly(fd: int, size: int) -> bytes:
 def main() -> None:
     mode, *rest = (HERE / "mode").read_text().split()
     upstream = mode == "upstream"
+    if mode == "slow":
+        time.sleep(300)
     if "--version" in sys.argv:
         print("rngd 6.17" if upstream else "rngd 5")
         sys.exit(1 if upstream else 0)

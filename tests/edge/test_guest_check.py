@@ -31,7 +31,7 @@ def vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "dev" / "vport1p1").symlink_to(os.ttyname(guest))
     monkeypatch.setattr(module, "_may_credit", lambda: True)
     monkeypatch.setattr(variants, "find_rngd", lambda: "/usr/sbin/rngd")
-    monkeypatch.setattr(variants, "identify", lambda path: variants.Variant("rng-tools5", "5", [path], 8))
+    monkeypatch.setattr(variants, "identify", lambda path, _: variants.Variant("rng-tools5", "5", [path], 8))
     yield tmp_path
     os.close(host)
     os.close(guest)
@@ -150,9 +150,17 @@ def test_a_pool_that_is_not_seeded_is_a_note(
 def test_no_rngd_and_no_known_rngd(
     vm: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(variants, "identify", lambda path: None)
+    monkeypatch.setattr(variants, "identify", lambda path, _: None)
     code, text = told(RNGD, vm, capsys)
     assert code == 1 and "/usr/sbin/rngd is no rngd that we know" in text
+
+    def slow(path: str, seconds: int) -> variants.Variant:
+        raise variants.Slow(f"{path} has not told within {seconds} s what it is")
+
+    monkeypatch.setattr(variants, "identify", slow)
+    code, text = told(RNGD, vm, capsys)
+    assert code == 1 and "wrong  /usr/sbin/rngd has not told within 12 s what it is\n" in text
+    assert "run it: /usr/sbin/rngd --help\n" in text
     monkeypatch.setattr(variants, "find_rngd", lambda: None)
     code, text = told(RNGD, vm, capsys)
     assert code == 1 and "apt install rng-tools5" in text

@@ -287,6 +287,23 @@ def test_without_any_rngd_and_then_with_one(feeder: Feeder) -> None:
     assert feeder.sink.state == "ok"
 
 
+@modes("slow")
+def test_one_that_was_slow_to_tell_what_it_is_is_asked_again_with_more_patience(feeder: Feeder) -> None:
+    feeder.sink._patience_s = 1
+    feeder.turn()
+    assert feeder.sink.state == "starting"
+    assert feeder.sink.detail == f"{feeder.binary} has not told within 1 s what it is"
+    assert feeder.sink._patience_s == 2
+    assert feeder.sink.next_ns() == feeder.now_ns + 5 * SECOND_NS
+    (feeder.folder / "mode").write_text("good")
+    feeder.sink._patience_s = 60  # this machine may be slow as well
+    feeder.turn(4)
+    assert feeder.offer() == 0
+    feeder.turn(2)
+    feeder.feed("a block")
+    assert feeder.sink.state == "ok"
+
+
 @modes("good")
 def test_one_that_cannot_be_started(feeder: Feeder) -> None:
     feeder.turn()

@@ -10,6 +10,7 @@ import pytest
 from netrng_guest import variants
 from netrng_guest.variants import Judge
 
+PATIENCE_S = 60
 COMMON = ["-f", "-r", "/proc/self/fd/0", "-o", "/dev/urandom"]
 HELP = {
     "rng-tools5": "-d, --no-drng=1|0  Do not use drng\n-n, --no-tpm=1|0\n",
@@ -47,12 +48,13 @@ def fake(folder: Path, help_text: str, version: str, listing: str = LIST, wait: 
 )
 def test_by_its_own_help(tmp_path: Path, kind: str, version: str, extra: list[str], start_bytes: int) -> None:
     path = fake(tmp_path, HELP[kind], version)
-    assert variants.identify(path) == variants.Variant(kind, version, [path, *COMMON, *extra], start_bytes)
+    expected = variants.Variant(kind, version, [path, *COMMON, *extra], start_bytes)
+    assert variants.identify(path, PATIENCE_S) == expected
 
 
 def test_upstream_excludes_all_that_it_lists_but_hwrng(tmp_path: Path) -> None:
     path = fake(tmp_path, HELP["r6"], "6.17")
-    found = variants.identify(path)
+    found = variants.identify(path, PATIENCE_S)
     excluded = [word for name in ("jitter", "namedpipe", "nist", "qrypt", "rdrand") for word in ("-x", name)]
     assert found == variants.Variant("rng-tools6", "6.17", [path, *COMMON, *excluded], 24)
 
@@ -65,17 +67,25 @@ def test_upstream_without_a_usable_list(
     help_text = HELP["r6 without a list" if trouble == "no list" else "r6"]
     listing = "" if trouble == "empty" else LIST
     path = fake(tmp_path, help_text, "6.17", listing, "exec sleep 5" if trouble == "slow" else "")
-    found = variants.identify(path)
+    found = variants.identify(path, PATIENCE_S)
     assert found is not None
     assert found.argv == [path, *COMMON, "-x", "namedpipe", "-x", "rdrand"]
 
 
 def test_something_else_of_that_name(tmp_path: Path) -> None:
-    assert variants.identify(fake(tmp_path, HELP["none"], "1")) is None
-    assert variants.identify(str(tmp_path / "absent")) is None
+    assert variants.identify(fake(tmp_path, HELP["none"], "1"), PATIENCE_S) is None
+    assert variants.identify(str(tmp_path / "absent"), PATIENCE_S) is None
     (tmp_path / "text").write_text("no program")
     (tmp_path / "text").chmod(0o755)
-    assert variants.identify(str(tmp_path / "text")) is None
+    assert variants.identify(str(tmp_path / "text"), PATIENCE_S) is None
+
+
+def test_one_that_takes_too_long_to_tell_is_none_that_is_unknown(tmp_path: Path) -> None:
+    path = tmp_path / "rngd"
+    path.write_text("#!/bin/sh\nexec sleep 300\n")
+    path.chmod(0o755)
+    with pytest.raises(variants.Slow, match="rngd has not told within 1 s what it is"):
+        variants.identify(str(path), 1)
 
 
 def test_looked_for_in_path_and_where_daemons_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ REAL = [("rng-tools5", 39), ("rng-tools-debian", 40)]
 
 @pytest.mark.parametrize(("package", "credits_per_block"), REAL)
 def test_the_real_ones_are_told_apart(package: str, credits_per_block: int) -> None:
-    variant = variants.identify(str(fetched(package)))
+    variant = variants.identify(str(fetched(package)), variants.HELP_S)
     assert variant is not None
     assert variant.kind == package
     assert variant.version[0] == {"rng-tools5": "5", "rng-tools-debian": "2"}[package]
