@@ -31,16 +31,18 @@ setup-vm:       # before the fast tests: some of them use strace and QEMU where 
 
 # The edge tests that start a QEMU (paused, without a guest) or a downloaded rngd are not fast ones.
 WITH_REAL := tests/edge/test_hypervisor_stream.py tests/edge/test_attach.py tests/edge/test_real_rngd.py
-# Those of the benchmarks are no fast ones either.
+# Those of the benchmarks are no fast ones either, nor those that start whole daemons, agents and commands.
 OF_BENCH := tests/core/test_simulation.py tests/edge/test_bench_ends.py
+OF_PROGRAMS := tests/edge/test_daemon.py tests/edge/test_main.py tests/edge/test_guest_main.py
+NOT_FAST := $(WITH_REAL) $(OF_BENCH) $(OF_PROGRAMS)
 PYTEST := .venv/bin/pytest -q -p no:cacheprovider
 WORKERS := $(shell echo $$((2 * $$(nproc))))  # many tests wait for something most of the time
 
-test-fast: venv  ## no VM, no root: under a minute
-	$(PYTEST) -n $(WORKERS) --dist worksteal tests/core tests/edge $(addprefix --ignore=,$(WITH_REAL) $(OF_BENCH))
+test-fast: venv  ## no VM, no root, no program as a whole: about a minute
+	$(PYTEST) -n $(WORKERS) --dist worksteal tests/core tests/edge $(addprefix --ignore=,$(NOT_FAST))
 
-test-rest: venv setup-vm  ## wheel, documentation, units; streams, attach, quota with a real QEMU; real rngds; the simulator
-	$(PYTEST) -n auto --dist worksteal tests/packaging $(WITH_REAL) $(OF_BENCH)
+test-rest: venv setup-vm  ## wheel, documentation, units; whole programs; a real QEMU, real rngds; the simulator
+	$(PYTEST) -n $(WORKERS) --dist worksteal tests/packaging $(NOT_FAST)
 
 coverage: venv   ## each core module covered by its own test file alone, every branch
 	@PATH=$(CURDIR)/.venv/bin:$$PATH scripts/coverage

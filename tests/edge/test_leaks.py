@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 LEAKING = """
 import asyncio, os, subprocess, threading
 import tests.conftest
-tests.conftest.GRACE_S = 0.1
+tests.conftest.GRACE_LOOKS = 5
 KEPT = []
 
 def test_nothing() -> None:
