@@ -150,7 +150,7 @@ class RngdSink(Sink):
             self._variant = variants.identify(path, self._patience_s) if path is not None else None
         except variants.Slow as slow:
             self._say("starting", str(slow))
-            # Nothing else is done while it is asked: at most a fifth of the time.
+            # Nothing else is done while it is asked, so most of the time it is not.
             self._due_ns = now_ns + 5 * self._patience_s * SECOND_NS
             self._patience_s = min(2 * self._patience_s, variants.MAX_HELP_S)
             return

@@ -21,7 +21,7 @@ FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/bin", "/usr/local/bin"
 STDIN = "/proc/self/fd/0"  # what /dev/stdin is a link to, where there is a udev or devtmpfs that makes one
 MAX_OUTPUT = 65536
 HELP_S, LIST_S = 3, 5  # rng-tools6's -l starts every source to see whether it works
-MAX_HELP_S = 12
+MAX_HELP_S = 12  # doubled up to this where it was too short
 
 MAX_REJECTED = 3  # rejections without two good blocks in between: by chance about one in 1,250 is rejected
 REJECTED = "failed FIPS test"

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from netrng_guest import wire
 
+PATIENCE_S = 60.0  # where nothing is to run out; a machine may stand still for seconds
 LATE_S = 0.1  # by so much a turn of a FIFO's writer may be late, and is made up for
 F_SETPIPE_SZ = 1031  # fcntl(2); Python names it from 3.10 on
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "error"}

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from tests.edge.rig import wait_for
+from tests.edge.rig import PATIENCE_S, wait_for
 
 from netrng_hostd.config import ChannelConfig, Config, LibvirtConfig, SourceConfig
 from netrng_hostd.hypervisor import LiveChannel, LiveDomain, QuotaElement, UnreachableError
@@ -31,7 +31,6 @@ from netrng_hostd.operate.check.host import check_host
 from netrng_hostd.operate.control import ControlServer
 from netrng_hostd.operate.status import DaemonStatus
 
-PATIENCE_S = 60.0  # a machine may stand still for longer than a device has time for its first byte
 UUID = "11111111-2222-3333-4444-555555555555"
 
 

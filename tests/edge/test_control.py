@@ -15,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.edge.rig import PATIENCE_S
 
 from netrng_hostd.operate import control
 from netrng_hostd.operate.control import MAX_CLIENTS, ControlServer, NoDaemon, ask
 from netrng_hostd.operate.status import DaemonStatus, SourceStatus, from_json, to_json
 
-PATIENCE_S = 60.0  # where nothing is to run out; a machine may stand still for seconds
 STATUS = DaemonStatus("1.2.3", pid=42)
 # Larger than what two socket buffers hold: it stays with the server until the client reads.
 LARGE = DaemonStatus(

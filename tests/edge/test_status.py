@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
-from tests.edge.rig import unread_pipe
+from tests.edge.rig import PATIENCE_S, unread_pipe
 
 from netrng_hostd.main import main
 from netrng_hostd.operate import show, status
@@ -281,8 +281,8 @@ def test_of_many_the_busiest_in_their_order() -> None:
 
 def while_serving(path: str, client: Callable[[], None], shown: Callable[[], DaemonStatus]) -> None:
     async def both() -> None:
-        async with ControlServer(path, shown, timeout_s=60.0):
-            await asyncio.wait_for(asyncio.to_thread(client), 60)
+        async with ControlServer(path, shown, timeout_s=PATIENCE_S):
+            await asyncio.wait_for(asyncio.to_thread(client), PATIENCE_S)
 
     asyncio.run(both(), debug=True)
 

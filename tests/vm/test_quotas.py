@@ -90,8 +90,8 @@ def assert_shares(hostd: Hostd, vm: VM, quotas: dict[str, Quota]) -> None:
     due = {name: float(rate * seconds) for name, rate in exact.items()}
     found = {name: (n_bytes, round(due[name])) for name, n_bytes in sent.items()}
     print(json.dumps({"seconds": round(float(seconds), 3), "sent and due": found}))
-    for name in sent:
-        assert abs(sent[name] - due[name]) <= ENDS + UNEVEN * due[name], f"{name} of {found}"
+    for name, n_bytes in sent.items():
+        assert abs(n_bytes - due[name]) <= ENDS + UNEVEN * due[name], f"{name} of {found}"
 
 
 def wait_in_force(hostd: Hostd, quotas: dict[str, Quota], **origins: str) -> None:
