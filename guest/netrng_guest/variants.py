@@ -59,15 +59,18 @@ def find_rngd() -> Optional[str]:
 
 
 class Slow(Exception):
-    """A program has not told within the seconds it had."""
+    """A program has not told within the seconds it had what it is."""
 
 
 def identify(path: str, seconds: int) -> Optional[Variant]:
     """Which of the three is at ``path``, told by its own help; None if it is none of them.
 
-    Raises Slow when that takes longer than ``seconds``, as it may where a host boots many VMs at once.
+    Raises Slow when the help takes longer than ``seconds``, as it may where a host boots many VMs at once.
     """
-    text, title = (_output_of([path, option], seconds) for option in ("--help", "--version"))
+    text = _output_of([path, "--help"], seconds)
+    if text is None:
+        raise Slow("{} has not told within {} s what it is".format(path, seconds))
+    title = _output_of([path, "--version"], seconds) or ""
     match = re.search(r"^rngd (?:version )?(\d[\w.]*)", title, re.MULTILINE)
     version = match.group(1) if match else "?"
     base = [path, "-f", "-r", STDIN, "-o", "/dev/urandom"]
@@ -83,16 +86,13 @@ def identify(path: str, seconds: int) -> Optional[Variant]:
 def _exclusions(path: str, help_text: str) -> List[str]:
     sources = ["rdrand", "namedpipe"]  # what every 6.17 has, should the list not come
     if "--list" in help_text:
-        try:
-            listing = _output_of([path, "-l", "-r", "/dev/null"], LIST_S)
-        except Slow:
-            listing = ""
+        listing = _output_of([path, "-l", "-r", "/dev/null"], LIST_S) or ""
         sources = re.findall(r"\((\w+)\)\s*$", listing, re.MULTILINE) or sources
     return [word for source in sorted(set(sources)) if source != "hwrng" for word in ("-x", source)]
 
 
-def _output_of(argv: List[str], seconds: int) -> str:
-    """What ``argv`` printed, whatever its exit code says; "" if it did not run.  Raises Slow."""
+def _output_of(argv: List[str], seconds: int) -> Optional[str]:
+    """What ``argv`` printed, whatever its exit code says; "" if it did not run, None if it did not end."""
     try:
         done = subprocess.run(
             argv,
@@ -105,7 +105,7 @@ def _output_of(argv: List[str], seconds: int) -> str:
     except OSError:
         return ""
     except subprocess.TimeoutExpired:
-        raise Slow("{} has not told within {} s what it is".format(argv[0], seconds)) from None
+        return None
     return done.stdout[:MAX_OUTPUT].decode("utf-8", "replace")
 
 
