@@ -139,7 +139,7 @@ class Daemon:
     def _start_source(self, stack: AsyncExitStack) -> None:
         (source,) = self._config.sources
         reader = SourceReader(
-            make_source(source.kind, source.path),
+            make_source(source),
             HealthTests(source.min_entropy),
             asyncio.get_running_loop(),
             deliver=self._deliver,

@@ -46,7 +46,7 @@ def test_no_file_is_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("netrng_hostd.config.file.DEFAULT_FILE", "/nonexistent/hostd.toml")
     loaded = load()
     assert loaded == Config(control="/run/netrng/hostd.sock")
-    assert loaded.sources == (SourceConfig("hwrng", "device", "/dev/hwrng", 8.0),)
+    assert loaded.sources == (SourceConfig("hwrng", "device", "/dev/hwrng", min_entropy=8.0),)
     assert (loaded.reservoir.size, loaded.reservoir.seed_reserve) == (65536, 16384)
 
 
@@ -135,7 +135,7 @@ def test_a_full_file(file: Path) -> None:
     assert (loaded.reservoir.size, loaded.reservoir.seed_reserve) == (1 << 20, 1024)
     assert loaded.libvirt.uris == ("qemu+tls://host/system", "xen:///system")
     assert (loaded.libvirt.transport, loaded.libvirt.trust_metadata) == ("stream", False)
-    assert loaded.sources == (SourceConfig("trial", "prng", "/dev/urandom", 1.0),)
+    assert loaded.sources == (SourceConfig("trial", "prng", "/dev/urandom", min_entropy=1.0),)
     databases, default = loaded.quotas
     assert (databases.reservation, databases.limit, databases.weight) == (1024, 4096, None)
     assert default.limit is UNSET
@@ -265,14 +265,44 @@ def test_who_has_no_place_for_a_daemon_asks_the_systems(
         ),
         ("[libvirt]\ntrust_metadata = 1", "libvirt.trust_metadata: found 1, allowed: true or false"),
         ("[source]\nname = 'x'", "source: found a table, allowed: tables, each under its own [[source]]"),
-        ("source = []", "source: found no source, allowed: exactly one [[source]]"),
+        ("source = []", "source: found none, allowed: 1 to 16 [[source]]"),
         (
-            '[[source]]\nkind = "fifo"',
-            'source[0].kind: found "fifo", which is not supported yet; allowed:',
+            "".join(f"[[source]]\nname = 's{n}'\npath = '/dev/s{n}'\n" for n in range(17)),
+            "source: found 17, allowed: 1 to 16 [[source]]",
         ),
-        ('[[source]]\nkind = "egd"', 'source[0].kind: found "egd", which is not supported yet'),
-        ('[[source]]\nkind = "usb"', 'source[0].kind: found "usb", allowed: "device" or "prng"'),
-        ('[[source]]\nkind = ["prng"]', 'source[0].kind: found ["prng"], allowed: "device" or "prng"'),
+        ('[[source]]\nkind = "fifo"', "source[0].path: not found, but needed; allowed: an absolute path"),
+        ('[[source]]\nkind = "egd"', "source[0].path: not found, but needed; allowed: an absolute path"),
+        (
+            '[[source]]\nkind = "egd"\npath = "/run/egd"\naddress = "localhost:708"',
+            "source[0].address: found beside path, allowed: one of the two",
+        ),
+        (
+            '[[source]]\nkind = "fifo"\npath = "/run/fifo"\naddress = "localhost:708"',
+            'source[0].address: found with kind "fifo", allowed: with kind "egd" alone',
+        ),
+        *(
+            (
+                f'[[source]]\nkind = "egd"\naddress = "{address}"',
+                f'source[0].address: found "{address}", allowed: a port of this host like "localhost:7777"',
+            )
+            for address in ("10.0.0.1:708", "egd.example:708", "127.0.0.1", "localhost:0", "[::1]:65536")
+        ),
+        (
+            '[[source]]\nkind = "fifo"\npath = "/run/fifo"\nrng_current = "tpm-rng-0"',
+            'source[0].rng_current: found with kind "fifo", allowed: with kind "device" alone',
+        ),
+        (
+            '[[source]]\nrng_current = "a b"',
+            'source[0].rng_current: found "a b", allowed: a name as in /sys/class',
+        ),
+        ("[[source]]\nstall_timeout = 0.4", "source[0].stall_timeout: found 0.4, allowed: a number from 0.5"),
+        ("[[source]]\ncredit = 0", "source[0].credit: found 0, allowed: true or false"),
+        (
+            "[[source]]\ncredit = false",
+            'sources.policy: found "failover", and source hwrng with credit = false; allowed:',
+        ),
+        ('[[source]]\nkind = "usb"', 'source[0].kind: found "usb", allowed: "device" or "fifo"'),
+        ('[[source]]\nkind = ["prng"]', 'source[0].kind: found ["prng"], allowed: "device" or "fifo"'),
         ("[[source]]\nkind = [{}]", "source[0].kind: found an array of tables"),
         ('[[source]]\nname = "a b"', 'source[0].name: found "a b", allowed: a name of letters'),
         ('[[source]]\npath = "hwrng"', 'source[0].path: found "hwrng", allowed: an absolute path'),
@@ -285,15 +315,20 @@ def test_who_has_no_place_for_a_daemon_asks_the_systems(
         ("[[source]]\n[[source]]", 'source[1].name: found "hwrng", allowed: a name that no'),
         (
             "[[source]]\n[[source]]\nname = 'b'",
-            'source[1].path: found "/dev/hwrng", allowed: a path that',
+            'source[1].path: found "/dev/hwrng", allowed: one that no other source reads',
         ),
         (
-            "[[source]]\n[[source]]\nname = 'b'\npath = '/dev/b'",
-            "source: found 2; several are not supported yet, allowed: exactly one [[source]]",
+            '[sources]\nmin_sources = 1',
+            'sources.min_sources: found with policy "failover", allowed: with "xor" alone',
         ),
         (
             '[sources]\npolicy = "xor"',
-            'sources.policy: found "xor", which is not supported yet',
+            "sources.min_sources: found 2, allowed: as many as there are sources with credit, 1",
+        ),
+        (
+            "[[source]]\n[[source]]\nname = 'b'\npath = '/dev/b'\n"
+            "[reservoir]\nsize = '4KiB'\nseed_reserve = '2KiB'",
+            "reservoir.size: found 4KiB, allowed: at least seed_reserve (2KiB) plus each source's start-up",
         ),
         ('[sources]\npolicy = "best"', 'sources.policy: found "best", allowed: "failover"'),
         ("[[quota]]\nmatch = ['*']", "quota[0].name: not found, but needed; allowed: a name"),
@@ -440,3 +475,42 @@ def test_a_uuid_that_can_be_none(tmp_path: Path, pattern: str) -> None:
     path.write_text(f'[[quota]]\nname = "q"\nmatch = ["*", "{pattern}"]\n')
     with pytest.raises(ConfigError, match="match: found"):
         load(str(path))
+
+
+def test_several_sources(tmp_path: Path) -> None:
+    file = tmp_path / "hostd.toml"
+    file.write_text(
+        """
+        [[source]]
+        name = "tpm"
+        rng_current = "tpm-rng-0"
+        stall_timeout = 10
+        [[source]]
+        name = "noise"
+        kind = "fifo"
+        path = "/run/noise"
+        min_entropy = 2.5
+        [[source]]
+        name = "far"
+        kind = "egd"
+        address = "[::1]:7777"
+        [[source]]
+        name = "near"
+        kind = "egd"
+        path = "/run/egd"
+        credit = false
+        [sources]
+        policy = "xor"
+        min_sources = 3
+        """
+    )
+    config = load(str(file))
+    assert config.sources == (
+        SourceConfig("tpm", "device", "/dev/hwrng", rng_current="tpm-rng-0", stall_timeout=10.0),
+        SourceConfig("noise", "fifo", "/run/noise", min_entropy=2.5),
+        SourceConfig("far", "egd", "", "[::1]:7777"),
+        SourceConfig("near", "egd", "/run/egd", credit=False),
+    )
+    places = [source.place for source in config.sources]
+    assert places == ["/dev/hwrng", "/run/noise", "[::1]:7777", "/run/egd"]
+    assert (config.policy, config.min_sources) == ("xor", 3)

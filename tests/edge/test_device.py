@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from netrng_hostd.config import SourceConfig
 from netrng_hostd.sources import SourceFailure, identity, make_source
 from netrng_hostd.sources.device import DeviceSource
 
@@ -83,7 +84,7 @@ def test_the_kernels_name_is_that_of_the_open_device(
     current = tmp_path / "rng_current"
     current.write_text("tpm-rng-0\n")
     monkeypatch.setattr(identity, "RNG_CURRENT", current)
-    source = make_source(kind, "/dev/zero")
+    source = make_source(SourceConfig(kind=kind, path="/dev/zero"))
     assert source.kernel_name() is None  # not open
     source.open()
     assert source.kernel_name() is None  # not behind hw_random

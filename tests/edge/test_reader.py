@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from tests.edge.rig import until
 
+from netrng_hostd.config import SourceConfig
 from netrng_hostd.core.health import HealthTests, Verdict
 from netrng_hostd.sources import Source, SourceFailure, make_source
 from netrng_hostd.sources.pace import ALARM_MEMORY_NS
@@ -151,7 +152,7 @@ def test_what_passed_arrives_in_order_and_everything_adds_up(fifo: Path) -> None
 
     async def scenario() -> None:
         collector = Collector()
-        with reading(make_source("prng", str(fifo)), collector):
+        with reading(make_source(SourceConfig(kind="prng", path=str(fifo))), collector):
             await asyncio.to_thread(feed, fifo, data)
             await until(lambda: collector.read == len(data))
             await until(lambda: collector.names == ["healthy"])
@@ -167,7 +168,8 @@ def test_it_reads_no_further_than_it_is_allowed_and_goes_on_when_it_is(fifo: Pat
 
     async def scenario() -> None:
         collector = Collector()
-        with reading(make_source("prng", str(fifo)), collector, allowance=3_000) as reader:
+        source = make_source(SourceConfig(kind="prng", path=str(fifo)))
+        with reading(source, collector, allowance=3_000) as reader:
             writer = asyncio.create_task(asyncio.to_thread(feed, fifo, data))
             await until(lambda: collector.read == 3_000)
             await writer  # the pipe has room for the rest: only the allowance held the reader back
@@ -183,7 +185,7 @@ def test_it_reads_no_further_than_it_is_allowed_and_goes_on_when_it_is(fifo: Pat
 def test_a_stuck_source_gives_nothing_out_and_is_failed_after_the_second_alarm() -> None:
     async def scenario() -> None:
         collector = Collector()
-        with reading(make_source("device", "/dev/zero"), collector):
+        with reading(make_source(SourceConfig(kind="device", path="/dev/zero")), collector):
             await until(lambda: "failed" in collector.names)
             read_then = collector.read
             await until(lambda: collector.read > read_then)  # it is tried again
@@ -204,7 +206,7 @@ def test_a_source_that_goes_bad_recovers_by_itself(fifo: Path) -> None:
         collector = Collector()
         keep_open = os.open(fifo, os.O_RDWR)
         try:
-            with reading(make_source("prng", str(fifo)), collector):
+            with reading(make_source(SourceConfig(kind="prng", path=str(fifo))), collector):
                 await asyncio.to_thread(feed, fifo, good)
                 await until(lambda: collector.names == ["healthy"])
                 await asyncio.to_thread(feed, fifo, bytes(300))  # in one window: one alarm
@@ -315,7 +317,7 @@ def test_a_source_that_fails_for_ever_fills_no_log(
 def test_trouble_is_a_state_and_is_tried_again(kind: str, path: str, state: str) -> None:
     async def scenario() -> None:
         collector = Collector()
-        with reading(make_source(kind, path), collector):
+        with reading(make_source(SourceConfig(kind=kind, path=path)), collector):
             await until(lambda: bool(collector.states))
             assert collector.names == [state]
             assert path in collector.states[0].detail
@@ -329,7 +331,7 @@ def test_a_device_that_appears_later_is_found(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         collector = Collector()
-        with reading(make_source("prng", str(path)), collector):
+        with reading(make_source(SourceConfig(kind="prng", path=str(path))), collector):
             await until(lambda: collector.names == ["absent"])
             whole = tmp_path / "whole"
             whole.write_bytes(noise(4_096))
@@ -346,7 +348,7 @@ def test_a_file_is_never_read_from_its_start_again(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         collector = Collector()
-        with reading(make_source("prng", str(path)), collector):
+        with reading(make_source(SourceConfig(kind="prng", path=str(path))), collector):
             await until(lambda: collector.read == 2_048)
             with path.open("ab") as file:
                 file.write(noise(1_024, b"more"))
@@ -355,7 +357,7 @@ def test_a_file_is_never_read_from_its_start_again(tmp_path: Path) -> None:
 
     asyncio.run(scenario(), debug=True)
 
-    source = make_source("prng", str(path))
+    source = make_source(SourceConfig(kind="prng", path=str(path)))
     source.open()
     source.close()
     with pytest.raises(Exception, match="would repeat"):
@@ -365,7 +367,7 @@ def test_a_file_is_never_read_from_its_start_again(tmp_path: Path) -> None:
 def test_a_fifo_in_the_place_of_a_device_does_not_hang(fifo: Path) -> None:
     async def scenario() -> None:
         collector = Collector()
-        with reading(make_source("device", str(fifo)), collector):
+        with reading(make_source(SourceConfig(kind="device", path=str(fifo))), collector):
             await until(lambda: collector.names == ["error"])
         assert "is a FIFO" in collector.states[0].detail
 
@@ -377,7 +379,7 @@ def test_a_waiting_read_is_visible_and_stopping_is_not_held_up(fifo: Path) -> No
         collector = Collector()
         keep_open = os.open(fifo, os.O_RDWR)
         try:
-            with reading(make_source("prng", str(fifo)), collector) as reader:
+            with reading(make_source(SourceConfig(kind="prng", path=str(fifo))), collector) as reader:
                 # Its first look at the device, which counts as a read while it lasts, is over.
                 await until(lambda: reader._looked_ns and reader.read_since_ns)
                 since = reader.read_since_ns

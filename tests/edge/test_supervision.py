@@ -67,7 +67,7 @@ class Watched:
 
     def __init__(self, allowance: int = 1 << 20) -> None:
         self.device, self.clock = Device(), Clock()
-        self.watch = SourceWatch(SourceConfig("hwrng", "device", "/dev/hwrng", 8.0))
+        self.watch = SourceWatch(SourceConfig("hwrng", "device", "/dev/hwrng"))
         self._allowance = allowance
 
     def __enter__(self) -> Watched:
@@ -111,7 +111,7 @@ def test_the_loop_never_looks_at_the_device(monkeypatch: pytest.MonkeyPatch) -> 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "stat", look)
         patched.setattr(Path, "read_text", look)
-        watch = SourceWatch(SourceConfig("hwrng", "device", "/dev/hwrng", 8.0))
+        watch = SourceWatch(SourceConfig("hwrng", "device", "/dev/hwrng"))
         watch.tick(1)
     assert not looked
 

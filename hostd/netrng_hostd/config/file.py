@@ -16,11 +16,10 @@ from netrng_hostd.config.sections import (
     read_channels,
     read_libvirt,
     read_path,
-    read_policy,
     read_quotas,
     read_reservoir,
-    read_sources,
 )
+from netrng_hostd.config.sources import read_policy, read_sources
 from netrng_hostd.config.table import ConfigError, Table, spell
 
 SAMPLE_SIZE_RANGE = (32, 65536)
@@ -106,14 +105,17 @@ def _config(file: str, values: dict[str, Any], default_control: Callable[[], str
     top.only(*KEYS)
     sample_size = top.whole("sample_size", Config.sample_size, *SAMPLE_SIZE_RANGE)
     control = read_path(top, "control", None if "control" in top else default_control(), SUN_PATH_MAX)
+    sources = read_sources(top)
+    policy, min_sources = read_policy(top.table("sources"), sources)
     return Config(
         file=file,
         sample_size=sample_size,
         control=control,
-        reservoir=read_reservoir(top.table("reservoir"), sample_size),
+        reservoir=read_reservoir(top.table("reservoir"), sample_size, len(sources)),
         libvirt=read_libvirt(top.table("libvirt")),
-        sources=read_sources(top),
-        policy=read_policy(top.table("sources")),
+        sources=sources,
+        policy=policy,
+        min_sources=min_sources,
         quotas=read_quotas(file, top.tables("quota") or []),
         admission=read_admission(top.table("admission")),
         channels=read_channels(top.tables("channel") or []),

@@ -39,12 +39,25 @@ class LibvirtConfig:
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One source; ``min_entropy`` is what its maker claims, in bits per byte."""
+    """One source, at a ``path`` or, some of kind egd, at an ``address``; the other of the two is empty.
+
+    ``min_entropy`` is what its maker claims, in bits per byte; ``rng_current`` names the only one of the
+    kernel's RNGs that may be behind it, "" any. One without ``credit`` is mixed in, and counts for nothing.
+    """
 
     name: str = "hwrng"
     kind: str = "device"
     path: str = DEFAULT_PATHS["device"]
+    address: str = ""
     min_entropy: float = 8.0
+    rng_current: str = ""
+    credit: bool = True
+    stall_timeout: float = 5.0
+
+    @property
+    def place(self) -> str:
+        """Where it is read, for a person."""
+        return self.path or self.address
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,7 @@ class Config:
     libvirt: LibvirtConfig = LibvirtConfig()
     sources: tuple[SourceConfig, ...] = (SourceConfig(),)
     policy: str = "failover"
+    min_sources: int = 1
     quotas: tuple[QuotaRule, ...] = ()
     admission: AdmissionConfig = AdmissionConfig()
     channels: tuple[ChannelConfig, ...] = ()

@@ -8,13 +8,10 @@ import re
 from urllib.parse import urlsplit
 
 from netrng_hostd.config.model import (
-    DEFAULT_PATHS,
     AdmissionConfig,
     ChannelConfig,
-    Config,
     LibvirtConfig,
     ReservoirConfig,
-    SourceConfig,
 )
 from netrng_hostd.config.table import ConfigError, Table
 from netrng_hostd.core.domain import MIN_SAMPLE
@@ -31,9 +28,6 @@ from netrng_hostd.core.spelling import (
 )
 
 RESERVOIR_RANGE = (4096, 64 << 20)  # all of it is locked in memory
-# A source that starts releases all of its first window or nothing. With less room than that beside a rest
-# that is too small for any sample, it would wait for room, and the domains for it, for ever.
-LEAST_GENERAL = STARTUP + MIN_SAMPLE
 SUN_PATH_MAX = 107  # bytes in sockaddr_un, unix(7)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 MATCH = re.compile(r"(?!uuid:).*|uuid:[-0-9A-Fa-f*?!\[\]]+", re.DOTALL)
@@ -43,17 +37,20 @@ URI_ALLOWED = 'a libvirt URI like "qemu:///system"'
 LOCAL_HOSTS = ("", "localhost", "127.0.0.1", "::1")
 
 
-def read_reservoir(table: Table, sample_size: int) -> ReservoirConfig:
-    table.only(*_keys(ReservoirConfig))
+def read_reservoir(table: Table, sample_size: int, n_sources: int) -> ReservoirConfig:
+    table.only(*keys_of(ReservoirConfig))
     default = ReservoirConfig()
     size = table.parsed("size", default.size, parse_size)
     seed_reserve = table.parsed("seed_reserve", min(default.seed_reserve, size // 4), parse_size)
     low, high = (format_size(bound) for bound in RESERVOIR_RANGE)
     if not RESERVOIR_RANGE[0] <= size <= RESERVOIR_RANGE[1]:
         raise table.error("size", f"found {format_size(size)}, allowed: {low} to {high}")
-    least = seed_reserve + max(sample_size, LEAST_GENERAL)
+    # A source that starts releases all of its first window or nothing, and the sources share the room. With
+    # less beside a rest too small for any sample, they would wait for room, the domains for them, for ever.
+    least_general = STARTUP * n_sources + MIN_SAMPLE
+    least = seed_reserve + max(sample_size, least_general)
     if size < least:
-        rest = "sample_size" if sample_size > LEAST_GENERAL else "a health test's window and a sample"
+        rest = "sample_size" if sample_size > least_general else "each source's start-up test and a sample"
         raise table.error(
             "size",
             f"found {format_size(size)}, allowed: at least seed_reserve ({format_size(seed_reserve)}) "
@@ -63,7 +60,7 @@ def read_reservoir(table: Table, sample_size: int) -> ReservoirConfig:
 
 
 def read_libvirt(table: Table) -> LibvirtConfig:
-    table.only(*_keys(LibvirtConfig))
+    table.only(*keys_of(LibvirtConfig))
     default = LibvirtConfig()
     uris = table.texts("uris", default.uris, 'an array of libvirt URIs like ["qemu:///system"]')
     transport = table.choice("transport", default.transport, ("socket", "stream"))
@@ -82,45 +79,12 @@ def read_libvirt(table: Table) -> LibvirtConfig:
     return LibvirtConfig(uris, transport, trust_metadata)
 
 
-def read_sources(top: Table) -> tuple[SourceConfig, ...]:
-    tables = top.tables("source")
-    if tables is None:
-        return Config.sources
-    sources: list[SourceConfig] = []
-    for table in tables:
-        source = _source(table)
-        if any(source.name == other.name for other in sources):
-            raise table.wrong("name", source.name, "a name that no other source has")
-        if any(source.path == other.path for other in sources):
-            raise table.wrong("path", source.path, "a path that no other source reads")
-        sources.append(source)
-    if len(sources) != 1:
-        several = "found no source" if not sources else f"found {len(sources)}; several are not supported yet"
-        raise top.error("source", f"{several}, allowed: exactly one [[source]]")
-    return tuple(sources)
-
-
-def _source(table: Table) -> SourceConfig:
-    table.only(*_keys(SourceConfig))
-    default = SourceConfig()
-    name = _name(table, default.name)
-    kind = table.choice("kind", default.kind, ("device", "prng"), later=("fifo", "egd"))
-    path = read_path(table, "path", DEFAULT_PATHS[kind])
-    min_entropy = table.number("min_entropy", default.min_entropy, 0.5, 8.0)
-    return SourceConfig(name, kind, path, min_entropy)
-
-
-def read_policy(table: Table) -> str:
-    table.only("policy")
-    return table.choice("policy", Config.policy, ("failover",), later=("combine", "xor"))
-
-
 def read_quotas(file: str, tables: list[Table]) -> tuple[QuotaRule, ...]:
     rules: list[QuotaRule] = []
     try:
         for table in tables:
-            table.only(*_keys(QuotaRule))
-            name = _name(table, None)
+            table.only(*keys_of(QuotaRule))
+            name = read_name(table, None)
             if name in QUOTA_NAMES_TAKEN:
                 taken = " and ".join(f'"{name}"' for name in QUOTA_NAMES_TAKEN)
                 raise table.wrong("name", name, f"a name other than {taken}, which the status uses itself")
@@ -156,7 +120,7 @@ def _match(table: Table) -> tuple[str, ...]:
 
 
 def read_admission(table: Table) -> AdmissionConfig:
-    table.only(*_keys(AdmissionConfig))
+    table.only(*keys_of(AdmissionConfig))
     default = AdmissionConfig()
     headroom = table.number("headroom", default.headroom, 0.0, 0.9)
     policy = table.choice("policy", default.policy, ("best-effort", "refuse"))
@@ -167,8 +131,8 @@ def read_admission(table: Table) -> AdmissionConfig:
 def read_channels(tables: list[Table]) -> tuple[ChannelConfig, ...]:
     channels: list[ChannelConfig] = []
     for table in tables:
-        table.only(*_keys(ChannelConfig))
-        channel = ChannelConfig(_name(table, None), read_path(table, "path", None, SUN_PATH_MAX))
+        table.only(*keys_of(ChannelConfig))
+        channel = ChannelConfig(read_name(table, None), read_path(table, "path", None, SUN_PATH_MAX))
         if any(channel.name == other.name for other in channels):
             raise table.wrong("name", channel.name, "a name that no other channel has")
         if any(channel.path == other.path for other in channels):
@@ -177,12 +141,12 @@ def read_channels(tables: list[Table]) -> tuple[ChannelConfig, ...]:
     return tuple(channels)
 
 
-def _keys(model: type) -> tuple[str, ...]:
+def keys_of(model: type) -> tuple[str, ...]:
     """A table's keys are the names of the fields of what it becomes."""
     return tuple(field.name for field in dataclasses.fields(model))
 
 
-def _name(table: Table, default: str | None) -> str:
+def read_name(table: Table, default: str | None) -> str:
     name = table.text("name", default, NAME_ALLOWED)
     if not NAME.fullmatch(name):
         raise table.wrong("name", name, NAME_ALLOWED)

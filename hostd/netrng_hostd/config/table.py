@@ -69,12 +69,9 @@ class Table:
             raise self.wrong(key, value, allowed)
         return value
 
-    def choice(self, key: str, default: str, choices: Sequence[str], later: Sequence[str] = ()) -> str:
-        """One of ``choices``; those that come ``later`` are told from a mistake."""
+    def choice(self, key: str, default: str, choices: Sequence[str]) -> str:
         value = self._values.get(key, default)
         allowed = " or ".join(f'"{choice}"' for choice in choices)
-        if isinstance(value, str) and value in later:
-            raise self.error(key, f"found {spell(value)}, which is not supported yet; allowed: {allowed}")
         if not isinstance(value, str) or value not in choices:
             raise self.wrong(key, value, allowed)
         return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from netrng_hostd.config import SourceConfig
 from netrng_hostd.sources.device import DeviceSource
 from netrng_hostd.sources.failure import SourceFailure
 from netrng_hostd.sources.prng import PrngSource
@@ -32,11 +33,11 @@ class Source(Protocol):
         """Closes it; harmless when it is not open."""
 
 
-def make_source(kind: str, path: str) -> Source:
-    """The source for a configuration's ``kind`` (config.py refuses all others)."""
-    if kind == "prng":
-        return PrngSource(path)
-    return DeviceSource(path)
+def make_source(config: SourceConfig) -> Source:
+    """The source for a configuration's ``kind`` (config/sources.py refuses all others)."""
+    if config.kind == "prng":
+        return PrngSource(config.path)
+    return DeviceSource(config.path)
 
 
 __all__ = ["Source", "SourceFailure", "make_source"]
