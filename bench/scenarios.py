@@ -10,7 +10,7 @@ from random import Random
 from bench import behaviours, traces
 from bench.line import Line
 from bench.measures import Excess, Seeds, Shares, Shortfall, Totals, Waits, jain
-from bench.simulator import Behaviour, Simulation
+from bench.simulator import ORIGIN, Behaviour, Simulation
 from netrng_hostd.core.bucket import NS_PER_S
 from netrng_hostd.core.domain import MIN_SAMPLE, SEED_SIZE
 from netrng_hostd.core.granularity import sample_size
@@ -273,7 +273,7 @@ def boot_storm_run(agents: int, within_ms: int, neighbours: int) -> tuple[Simula
     sim = Simulation(traces.steady(RATE), reservoir=Reservoir(RESERVOIR, SEED_RESERVE))
     for i in range(neighbours):
         sim.add(f"greedy{i}", DEFAULT_QUOTA, behaviours.greedy())
-    sim.reservoir.put(bytearray(RESERVOIR))
+    sim.reservoir.put(bytearray(RESERVOIR), ORIGIN)
     sim.run(storm_ns / NS_PER_S)
     seeds = Seeds()
     sim.watches.append(seeds)

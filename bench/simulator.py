@@ -20,6 +20,7 @@ from netrng_hostd.core.quota import Quota
 from netrng_hostd.core.reservoir import Reservoir
 from netrng_hostd.core.scheduler import Pick, Scheduler
 
+ORIGIN = ("trace",)
 WINDOW = 4096  # bytes, as the agent's default
 LOOK_NS = NS_PER_S // 2  # how often the sample size is looked at
 MEMORY_NS = 10 * NS_PER_S  # over which the source's rate is averaged
@@ -180,7 +181,7 @@ class Simulation:
         now_ns = self.now_ns
         while self._arrival[0] <= now_ns:
             lump = min(self._arrival[1], self.reservoir.room)  # what there is no room for is not read
-            self.reservoir.put(bytearray(lump), self.scheduler.kept)
+            self.reservoir.put(bytearray(lump), ORIGIN, self.scheduler.kept)
             if self._maximum is not None:
                 self._arrived.append(self._arrival)
                 self._arrived_sum += self._arrival[1]

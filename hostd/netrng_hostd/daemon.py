@@ -3,7 +3,8 @@
 
 source.read → health.check → reservoir.put → scheduler.pick → reservoir.take → wire.encode → channel.write
 
-The reader's thread does the first two steps; all that follows happens in the event loop (dispatch.py).
+Each source's reader does the first two steps in a thread of its own; all that follows happens in the event
+loop: supply.py takes the sources' bytes by the policy, dispatch.py gives them away.
 Discovery tells the roster which domains there are; the roster keeps one channel for each.
 """
 
@@ -19,7 +20,6 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from netrng_hostd.config import Config, ConfigError, load
-from netrng_hostd.core.health import HealthTests
 from netrng_hostd.core.ledger import Ledger
 from netrng_hostd.core.mistake import where_raised
 from netrng_hostd.core.reservoir import Reservoir
@@ -32,20 +32,22 @@ from netrng_hostd.operate.control import ControlServer
 from netrng_hostd.operate.status import DaemonStatus
 from netrng_hostd.roster import Roster
 from netrng_hostd.snapshot import Meters, take_snapshot
-from netrng_hostd.sources import make_source
 from netrng_hostd.sources.identity import refuse_sources
-from netrng_hostd.sources.reader import Delivery, SourceReader
+from netrng_hostd.sources.reader import MAX_READ
 from netrng_hostd.supervision import SourceWatch
+from netrng_hostd.supply import Supply
 
 log = logging.getLogger("netrng.daemon")
 
 TICK_S = 0.5
+STOP_S = 1.0  # for the sources' threads to end
 FIXED = {  # what needs a restart, and its name in hostd.toml
     "control": "control",
     "reservoir": "[reservoir]",
     "libvirt": "[libvirt]",
     "sources": "[[source]]",
     "policy": "[sources] policy",
+    "min_sources": "[sources] min_sources",
 }
 
 
@@ -55,16 +57,26 @@ class Daemon:
     def __init__(self, config: Config, config_path: str | None) -> None:
         self._config = config
         self._config_path = config_path
-        (source,) = config.sources
         self.ledger = Ledger()
         self.reservoir = Reservoir(
             config.reservoir.size, config.reservoir.seed_reserve, config.admission.headroom_thousandths
         )
-        self.dispatcher = Dispatcher(source.name, self.reservoir, Scheduler(config.sample_size), self.ledger)
+        names = [source.name for source in config.sources]
+        self.supply = Supply(names, config.policy, config.min_sources, self.reservoir, self.ledger)
+        self.dispatcher = Dispatcher(self.supply, Scheduler(config.sample_size))
         self.roster = Roster(
             self.dispatcher, config.quotas, config.admission, config.libvirt.trust_metadata
         )
-        self.source_watch = SourceWatch(source)
+        self.watches = [
+            SourceWatch(
+                source,
+                self.supply,
+                changed=self._review,
+                failed=lambda error: self._fail("a source's reader", error),
+                max_read=max(64, min(MAX_READ, self.reservoir.room // 4 // len(names))),
+            )
+            for source in config.sources
+        ]
         self.uris: dict[str, UriState] = {}
         self._watchers: list[Watcher] = []
         self._meters = Meters()
@@ -86,13 +98,18 @@ class Daemon:
             loop.add_signal_handler(signal.SIGHUP, self.reload)
             stack.callback(loop.remove_signal_handler, signal.SIGHUP)
             await stack.enter_async_context(ControlServer(self._config.control, self.snapshot))
-            self._start_source(stack)
+            stack.callback(self.dispatcher.stop)
+            stack.callback(self._stop_sources)
+            for watch in self.watches:
+                watch.start()
+            self._review()
             stack.push_async_callback(self.roster.close)
             stack.push_async_callback(_cancel, self._tasks)
             self._start_discovery()
             self._start_task(self._tick(), "the clock")
             systemd.notify("READY=1")
-            log.info("ready: source %s, control %s", self.source_watch.describe(), self._config.control)
+            described = ", ".join(watch.describe() for watch in self.watches)
+            log.info("ready: source %s, control %s", described, self._config.control)
             await self._stop.wait()
             systemd.notify("STOPPING=1")
             log.info("stopping")
@@ -100,8 +117,7 @@ class Daemon:
     def snapshot(self) -> DaemonStatus:
         """All of `status`, now."""
         return take_snapshot(
-            self.source_watch, self.dispatcher, self.roster, self.uris.values(), self._meters,
-            self._config,
+            self.watches, self.dispatcher, self.roster, self.uris.values(), self._meters, self._config
         )  # fmt: skip
 
     def reload(self) -> None:
@@ -136,37 +152,17 @@ class Daemon:
         later = f"; takes effect after a restart: {named}" if waiting else ""
         log.info("configuration reloaded%s", later)
 
-    def _start_source(self, stack: AsyncExitStack) -> None:
-        (source,) = self._config.sources
-        reader = SourceReader(
-            make_source(source),
-            HealthTests(source.min_entropy),
-            asyncio.get_running_loop(),
-            deliver=self._deliver,
-            state_changed=self.source_watch.state_changed,
-            failed=lambda error: self._fail("the source's reader", error),
-            max_read=max(64, min(32768, self.reservoir.room // 4)),
-        )
-        self.source_watch.reader = reader
-        stack.callback(self._stop_source, reader)
-        self.dispatcher.feed_from(reader)
-        reader.probe()  # nothing is known of this source yet
-        reader.start()
+    def _review(self) -> None:
+        """Which sources serve follows from how they are."""
+        self.supply.review([watch.standing for watch in self.watches])
 
-    def _stop_source(self, reader: SourceReader) -> None:
-        if not reader.stop():
-            log.warning("a read of %s does not return; it is left behind", self.source_watch.config.path)
-        self.dispatcher.stop()
-
-    def _deliver(self, delivery: Delivery) -> None:
-        if delivery.alarm is not None:
-            log.warning(
-                "source %s: health test alarm: %s; %d bytes not yet handed out are destroyed",
-                self.source_watch.config.name, delivery.alarm.detail,
-                delivery.discarded + len(delivery.released)
-                + self.reservoir.available + self.reservoir.seed_available,
-            )  # fmt: skip
-        self.dispatcher.deliver(delivery)
+    def _stop_sources(self) -> None:
+        """All at once: however many hang, they take no longer than one."""
+        for watch in self.watches:
+            watch.end()
+        end_ns = time.monotonic_ns() + int(STOP_S * 1e9)
+        for watch in self.watches:
+            watch.stop(max(0, end_ns - time.monotonic_ns()) / 1e9)
 
     def _start_discovery(self) -> None:
         for channel in self._config.channels:
@@ -223,11 +219,14 @@ class Daemon:
         while True:
             now_ns = time.monotonic_ns()
             self.roster.tick(now_ns)
-            self.source_watch.tick(now_ns)
-            capacity = self.source_watch.capacity
+            for watch in self.watches:
+                watch.tick(now_ns)
+            self._review()
+            capacity = self.supply.capacity
             self.roster.promises.learn(capacity)
             self.dispatcher.adapt(capacity, self._config.sample_size)
-            self._meters.tick(now_ns, self.source_watch.config.name, self.ledger, self.roster)
+            names = [watch.config.name for watch in self.watches]
+            self._meters.tick(now_ns, names, self.ledger, self.roster)
             systemd.notify("WATCHDOG=1")
             if (summary := self._summary()) != told:
                 told = summary
@@ -237,7 +236,8 @@ class Daemon:
     def _summary(self) -> str:
         """One line for `systemctl status`."""
         states = [entry.channel.state for entry in self.roster.entries]
-        return f"source {self.source_watch.state.name}, {states.count('open')} of {len(states)} channels open"
+        sources = ", ".join(watch.state.name for watch in self.watches)
+        return f"source {sources}, {states.count('open')} of {len(states)} channels open"
 
 
 def _log_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gives each vetted byte to exactly one domain: reservoir → scheduler → channel, and keeps the books.
+"""Gives each vetted byte to exactly one domain: reservoir → scheduler → channel, and keeps the books of it.
 
 Everything here runs in the event loop's thread; nothing here waits.
 """
@@ -15,11 +15,9 @@ from netrng_hostd.core.bucket import NS_PER_S
 from netrng_hostd.core.domain import MIN_SAMPLE, SEED_SIZE
 from netrng_hostd.core.granularity import sample_size
 from netrng_hostd.core.health import BYTE_WINDOW, STARTUP
-from netrng_hostd.core.ledger import Ledger
 from netrng_hostd.core.quota import Quota
-from netrng_hostd.core.reservoir import Reservoir
 from netrng_hostd.core.scheduler import Scheduler
-from netrng_hostd.sources.reader import Delivery, SourceReader
+from netrng_hostd.supply import Supply
 
 log = logging.getLogger("netrng.dispatch")
 
@@ -29,28 +27,22 @@ GAPS = 2
 
 
 class Dispatcher:
-    """Implements the channels' Recipient and takes the source's deliveries."""
+    """Implements the channels' Recipient, and gives them what ``supply`` brings."""
 
-    def __init__(self, source_name: str, reservoir: Reservoir, scheduler: Scheduler, ledger: Ledger) -> None:
-        self._source_name = source_name
-        self.reservoir = reservoir
+    def __init__(self, supply: Supply, scheduler: Scheduler) -> None:
+        self.supply = supply
+        self.reservoir = supply.reservoir
         self.scheduler = scheduler
-        self.ledger = ledger
-        self.held = 0  # bytes that wait in the health tests for their window
+        self.ledger = supply.ledger
+        supply.filled = self._pump
+        supply.alarmed = self._destroy_unsent
+        supply.kept = lambda: scheduler.kept
         self.seeds: dict[str, int] = {}  # seeds begun, per domain
-        self._read = 0
-        self._alarms = 0  # deliveries with an alarm so far
-        self._reader: SourceReader | None = None
         self._uuid_of: dict[Channel, str] = {}
         self._channels: dict[str, list[Channel]] = {}
         self._pump_due: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
-
-    def feed_from(self, reader: SourceReader) -> None:
-        """Lets ``reader`` read as far as there is room."""
-        self._reader = reader
-        self._allow()
 
     def adapt(self, rate: int | None, max_sample: int) -> None:
         """To what the source gives, in bytes per second (None: not known), and to how many ask.
@@ -62,7 +54,7 @@ class Dispatcher:
         if size != scheduler.sample_size:
             scheduler.sample_size = size
         # A source's bytes come a test window at a time, or a whole read where that is more.
-        read_size = self._reader.read_size if self._reader is not None else 0
+        read_size = self.supply.read_size
         # With less than a start-up's bytes of room beside those kept, the source could never begin anew, and
         # with less than a read's, it would be read less at a time.
         most = max(0, self.reservoir.general_size - max(STARTUP, read_size) - MIN_SAMPLE - SEED_SIZE)
@@ -107,41 +99,14 @@ class Dispatcher:
     def lost(self, channel: Channel, n_bytes: int) -> None:
         self.ledger.lost(self._uuid_of[channel], n_bytes)
 
-    def deliver(self, delivery: Delivery) -> None:
-        """What one read of the source came to; see Delivery."""
-        if self._stopped:
-            delivery.released[:] = bytes(len(delivery.released))
-            return
-        self._read += delivery.read
-        self.ledger.read(self._source_name, delivery.read)
-        self.ledger.discarded(self._source_name, delivery.discarded)
-        released = delivery.released
-        if delivery.alarm is None:
-            excess = len(released) - self.reservoir.room
-            if excess > 0:  # a probe's
-                self.ledger.destroyed(self._source_name, self.reservoir.drop_oldest(excess))
-            if self.reservoir.put(released, self.scheduler.kept) != len(released):
-                raise AssertionError("the source was read further than the reservoir has room")
-        else:
-            self._alarms += 1
-            # What passed before the alarm came from a source that may have been failing already.
-            self.ledger.destroyed(self._source_name, self.reservoir.destroy() + len(released))
-            for channel in list(self._uuid_of):
-                channel.destroy_unsent()
-        released[:] = bytes(len(released))
-        self.held = delivery.held
-        self._allow()
-        self._pump()
-
     def stop(self) -> None:
         """No more samples; what is stored is destroyed."""
         for handle in (self._pump_due, self._timer):
             if handle is not None:
                 handle.cancel()
         self._pump_due = self._timer = None
-        self._reader = None
         self._stopped = True
-        self.ledger.destroyed(self._source_name, self.reservoir.destroy())
+        self.supply.stop()
 
     def check(self) -> None:
         """Raises LedgerError unless every byte ever read is accounted for, by the sessions' count as well."""
@@ -149,7 +114,7 @@ class Dispatcher:
             uuid: sum(channel.session.in_flight for channel in channels)
             for uuid, channels in self._channels.items()
         }
-        self.ledger.check(self.held, self.reservoir.available + self.reservoir.seed_available, in_flight)
+        self.ledger.check(self.supply.held, self.reservoir.stored, in_flight)
 
     def _serving(self, uuid: str) -> Channel | None:
         """Of a domain's channels that ask, the next in turn, seeds first: two clones share what is theirs."""
@@ -161,10 +126,9 @@ class Dispatcher:
         seed, body = channel.wanted if channel is not None else (0, 0)
         self.scheduler.want(uuid, seed, body, time.monotonic_ns())
 
-    def _allow(self) -> None:
-        if self._reader is not None:
-            reservoir = self.reservoir
-            self._reader.allow(self._read + reservoir.room - self.held, reservoir.available)
+    def _destroy_unsent(self) -> None:
+        for channel in list(self._uuid_of):
+            channel.destroy_unsent()
 
     def _pump_soon(self) -> None:
         if self._pump_due is None:
@@ -182,11 +146,11 @@ class Dispatcher:
                 break
         else:
             self._pump_soon()
-        self._allow()
+        self.supply.allow()
 
     def _send_one(self, now_ns: int) -> bool:
-        if self._reader is not None and self._reader.alarms > self._alarms:
-            return False  # the alarm's delivery is on its way, and will destroy all that is here
+        if self._stopped or self.supply.alarm_pending:
+            return False
         reservoir = self.reservoir
         pick = self.scheduler.pick(now_ns, reservoir.available, reservoir.seed_available)
         if pick is None:
@@ -196,9 +160,10 @@ class Dispatcher:
             # It stopped asking without a word: its turn is over, and the others' goes on.
             self._tell_want(pick.uuid)
             return True
-        sample = reservoir.take(pick.n_bytes, pick.from_seed_reserve)
+        sample, parts = reservoir.take(pick.n_bytes, pick.from_seed_reserve)
         # Booked before it is sent: if the write finds the channel dead, these bytes are lost, not unsent.
-        self.ledger.sent(pick.uuid, pick.n_bytes)
+        for part in parts:
+            self.ledger.sent(pick.uuid, part.n, part.origin)
         if channel.session.sent == 0:  # out of whatever bucket: a second seed in a minute comes by weight
             self.seeds[pick.uuid] = self.seeds.get(pick.uuid, 0) + 1
         turns = self._channels[pick.uuid]

@@ -29,6 +29,7 @@ from netrng_hostd.operate.status import (
 from netrng_hostd.promises import Holding
 from netrng_hostd.roster import Candidate, Entry, Refusal, Roster
 from netrng_hostd.supervision import SourceWatch
+from netrng_hostd.supply import Supply
 
 RATE_SPAN_NS = 10_000_000_000  # rates are means over the last ten seconds
 
@@ -53,7 +54,7 @@ class RateMeter:
 
 
 class Meters:
-    """The rates of the source and of each domain."""
+    """The rates of the sources and of each domain."""
 
     def __init__(self) -> None:
         self._meters: dict[str, RateMeter] = {}
@@ -61,11 +62,11 @@ class Meters:
         self.process.cpu_percent()
         self.started = time.time()
 
-    def tick(self, now_ns: int, source: str, ledger: Ledger, roster: Roster) -> None:
+    def tick(self, now_ns: int, sources: Iterable[str], ledger: Ledger, roster: Roster) -> None:
         """Call it about twice a second."""
         served = {entry.candidate.uuid for entry in roster.entries}
         totals = {uuid: ledger.domain(uuid).acked for uuid in served}
-        totals["source " + source] = ledger.source(source).read
+        totals.update({"source " + name: ledger.source(name).read for name in sources})
         for key, total in totals.items():
             if key in self._meters:
                 self._meters[key].look(now_ns, total)
@@ -80,8 +81,8 @@ class Meters:
 
 
 def take_snapshot(
-    watch: SourceWatch, dispatcher: Dispatcher, roster: Roster, uris: Iterable[UriState], meters: Meters,
-    config: Config,
+    watches: Iterable[SourceWatch], dispatcher: Dispatcher, roster: Roster, uris: Iterable[UriState],
+    meters: Meters, config: Config,
 ) -> DaemonStatus:  # fmt: skip
     """The state of everything, now."""
     try:
@@ -92,7 +93,9 @@ def take_snapshot(
     reservoir = dispatcher.reservoir
     return DaemonStatus(
         version=__version__,
-        sources=(_source(watch, dispatcher.ledger, meters),),
+        sources=tuple(_source(watch, dispatcher.supply, meters) for watch in watches),
+        policy=config.policy,
+        min_sources=config.min_sources,
         domains=(
             *(_served(entry, roster, dispatcher, meters) for entry in roster.entries),
             *(_refused(refusal, roster) for refusal in roster.refusals),
@@ -128,23 +131,27 @@ def _admission(admission: Admission, config: AdmissionConfig) -> AdmissionStatus
     )
 
 
-def _source(watch: SourceWatch, ledger: Ledger, meters: Meters) -> SourceStatus:
-    config, state, counts = watch.config, watch.state, ledger.source(watch.config.name)
-    capacity = watch.reader.capacity if watch.reader is not None else None
-    measured_ns = capacity.measured_ns if capacity is not None else None
+def _source(watch: SourceWatch, supply: Supply, meters: Meters) -> SourceStatus:
+    config, state, counts = watch.config, watch.state, supply.ledger.source(watch.config.name)
+    measured_ns = watch.capacity.measured_ns
     return SourceStatus(
         name=config.name,
         kind=config.kind,
         state=state.name,
-        path=config.path,
+        path=config.place,
         detail=state.detail,
         since=_wall(watch.since_ns),
         rng_current=watch.rng_current,
         virtual=watch.virtual,
         bytes_read=counts.read,
         bytes_discarded=counts.discarded,
+        bytes_conditioned=counts.conditioned,
+        bytes_sent=counts.sent,
+        serving=config.name in supply.serving,
+        credit=config.credit,
+        min_entropy=config.min_entropy,
         rate=meters.rate("source " + config.name),
-        capacity=capacity.rate if capacity is not None else None,
+        capacity=supply.capacity_of(config.name),
         capacity_age_s=None if measured_ns is None else round((time.monotonic_ns() - measured_ns) / 1e9, 3),
     )
 
@@ -157,6 +164,7 @@ def _served(entry: Entry, roster: Roster, dispatcher: Dispatcher, meters: Meters
         bytes_sent=counts.sent,
         bytes_acked=counts.acked,
         bytes_lost=counts.lost,
+        origins={"+".join(origin): n for origin, n in dispatcher.ledger.origins(uuid).items()},
         rate=meters.rate(uuid),
         agent=channel.session.agent,
         detail=channel.detail,

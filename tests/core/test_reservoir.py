@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import settings
@@ -11,7 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import netrng_hostd.core.reservoir as reservoir_module
+from netrng_hostd.core.ledger import Origin
 from netrng_hostd.core.reservoir import Reservoir
+
+RNG = ("rng",)
 
 
 def numbers(start: int, count: int) -> bytearray:
@@ -36,109 +40,109 @@ def test_a_seed_reserve_must_fit(size: int, seed_reserve: int) -> None:
 
 def test_put_copies_and_leaves_the_data_to_the_caller() -> None:
     reservoir, data = Reservoir(100, 0), numbers(1, 20)
-    assert reservoir.put(data) == 20
+    assert reservoir.put(data, RNG) == 20
     assert data == numbers(1, 20)
     data[:] = bytes(20)
-    assert reservoir.take(20) == numbers(1, 20)
+    assert reservoir.take(20)[0] == numbers(1, 20)
 
 
 def test_one_seed_in_ten_goes_to_the_seed_reserve_whole() -> None:
     reservoir = Reservoir(2000, 200)
     data = bytearray(random.Random(1).randbytes(640))
-    reservoir.put(data)
+    reservoir.put(data, RNG)
     assert (reservoir.available, reservoir.seed_available) == (576, 64)
-    assert reservoir.take(576) == data[:576]
-    assert reservoir.take(64, from_seed_reserve=True) == data[576:]
+    assert reservoir.take(576)[0] == data[:576]
+    assert reservoir.take(64, from_seed_reserve=True)[0] == data[576:]
 
 
 @pytest.mark.parametrize(("headroom", "reserve"), [(0, 0), (1, 0), (50, 320), (500, 3200)])
 def test_the_headroom_is_the_part_that_refills_the_seed_reserve(headroom: int, reserve: int) -> None:
     reservoir = Reservoir(20_000, 6400, headroom)
     for _ in range(64):
-        reservoir.put(bytearray(100))
+        reservoir.put(bytearray(100), RNG)
     assert reservoir.seed_available == reserve
 
 
 def test_what_reservations_rest_on_comes_before_the_seed_reserve() -> None:
     reservoir = Reservoir(10_000, 2_000, headroom=500)
-    reservoir.put(bytearray(640), keep=900)
+    reservoir.put(bytearray(640), RNG, keep=900)
     assert reservoir.seed_available == 0
-    reservoir.put(bytearray(640), keep=900)
+    reservoir.put(bytearray(640), RNG, keep=900)
     assert reservoir.seed_available == 320, "960 bytes are there with half of it"
     reservoir.take(reservoir.available - 570)
-    reservoir.put(bytearray(640), keep=900)
+    reservoir.put(bytearray(640), RNG, keep=900)
     assert reservoir.seed_available == 320, "890 would be: what is left out is not made up for"
     reservoir.take(reservoir.available - 580)
-    reservoir.put(bytearray(640), keep=900)
+    reservoir.put(bytearray(640), RNG, keep=900)
     assert reservoir.seed_available == 640, "fewer are there before, and enough with what comes"
 
 
 def test_without_headroom_the_seed_reserve_gets_what_nobody_asks_for() -> None:
     reservoir = Reservoir(100, 20, headroom=0)
-    reservoir.put(bytearray(90))
+    reservoir.put(bytearray(90), RNG)
     assert (reservoir.available, reservoir.seed_available) == (80, 10)
 
 
 def test_the_oldest_bytes_make_room_and_are_zeroed() -> None:
     reservoir = Reservoir(100, 20, headroom=0)
-    reservoir.put(numbers(1, 100))
-    assert reservoir.drop_oldest(30) == 30
+    reservoir.put(numbers(1, 100), RNG)
+    assert reservoir.drop_oldest(30) == {RNG: 30}
     assert (reservoir.room, reservoir.available, reservoir.seed_available) == (30, 50, 20)
     assert not any(byte in places(reservoir) for byte in range(1, 31))
-    reservoir.put(numbers(101, 30))
-    assert reservoir.take(80) == numbers(31, 50) + numbers(101, 30)
-    assert reservoir.drop_oldest(5) == 0
+    reservoir.put(numbers(101, 30), RNG)
+    assert reservoir.take(80)[0] == numbers(31, 50) + numbers(101, 30)
+    assert reservoir.drop_oldest(5) == {}
 
 
 def test_what_is_due_to_the_seed_reserve_is_carried_over_small_puts() -> None:
     reservoir = Reservoir(3000, 500)
     for _ in range(49):
-        reservoir.put(bytearray(40))
+        reservoir.put(bytearray(40), RNG)
     assert (reservoir.available, reservoir.seed_available) == (1960 - 192, 192)
 
 
 def test_a_full_seed_reserve_leaves_the_rest_to_general() -> None:
     reservoir = Reservoir(2000, 50)
-    reservoir.put(bytearray(1000))
+    reservoir.put(bytearray(1000), RNG)
     assert (reservoir.available, reservoir.seed_available) == (950, 50)
 
 
 def test_what_general_has_no_room_for_goes_to_the_seed_reserve() -> None:
     reservoir = Reservoir(50, 30)
-    reservoir.put(numbers(1, 40))
+    reservoir.put(numbers(1, 40), RNG)
     assert (reservoir.available, reservoir.seed_available) == (20, 20)
-    assert reservoir.take(20, from_seed_reserve=True) == numbers(21, 20)
+    assert reservoir.take(20, from_seed_reserve=True)[0] == numbers(21, 20)
 
 
 def test_put_never_accepts_more_than_room() -> None:
     reservoir = Reservoir(30, 10)
-    assert reservoir.put(numbers(1, 40)) == 30
-    assert (reservoir.room, reservoir.put(numbers(41, 5))) == (0, 0)
-    assert reservoir.take(20) + reservoir.take(10, from_seed_reserve=True) == numbers(1, 30)
+    assert reservoir.put(numbers(1, 40), RNG) == 30
+    assert (reservoir.room, reservoir.put(numbers(41, 5), RNG)) == (0, 0)
+    assert reservoir.take(20)[0] + reservoir.take(10, from_seed_reserve=True)[0] == numbers(1, 30)
 
 
 def test_no_seed_reserve_and_nothing_but_seed_reserve() -> None:
     reservoir = Reservoir(30, 0)
-    assert reservoir.put(numbers(1, 30)) == reservoir.available == 30
-    assert reservoir.take(0, from_seed_reserve=True) == b""
+    assert reservoir.put(numbers(1, 30), RNG) == reservoir.available == 30
+    assert reservoir.take(0, from_seed_reserve=True)[0] == b""
     reservoir = Reservoir(30, 30)
-    assert reservoir.put(numbers(1, 40)) == reservoir.seed_available == 30
-    assert Reservoir(0, 0).put(numbers(1, 5)) == 0
+    assert reservoir.put(numbers(1, 40), RNG) == reservoir.seed_available == 30
+    assert Reservoir(0, 0).put(numbers(1, 5), RNG) == 0
 
 
 @pytest.mark.parametrize("n", [-1, 10, 1000])
 @pytest.mark.parametrize("from_seed_reserve", [False, True])
 def test_taking_what_is_not_there_is_refused_and_takes_nothing(n: int, from_seed_reserve: bool) -> None:
     reservoir = Reservoir(12, 6)
-    reservoir.put(numbers(1, 12))
+    reservoir.put(numbers(1, 12), RNG)
     with pytest.raises(ValueError, match=f"^cannot take {n} bytes of 6$"):
         reservoir.take(n, from_seed_reserve)
-    assert reservoir.take(6) + reservoir.take(6, True) == numbers(1, 12)
+    assert reservoir.take(6)[0] + reservoir.take(6, True)[0] == numbers(1, 12)
 
 
 def test_the_general_part_never_draws_on_the_seed_reserve() -> None:
     reservoir = Reservoir(100, 50)
-    reservoir.put(numbers(1, 60))
+    reservoir.put(numbers(1, 60), RNG)
     reservoir.take(reservoir.available)
     assert reservoir.seed_available > 0
     with pytest.raises(ValueError, match="cannot take 1 bytes of 0"):
@@ -150,27 +154,27 @@ def test_the_general_part_never_draws_on_the_seed_reserve() -> None:
 def test_round_the_ring_in_order_and_zeroed(step: int, from_seed_reserve: bool) -> None:
     reservoir = Reservoir(7, 7 if from_seed_reserve else 0)
     for start in range(1, 200, step):
-        assert reservoir.put(numbers(start, step)) == step
+        assert reservoir.put(numbers(start, step), RNG) == step
         ahead = min(2, step - 1)  # leave some in the ring, so that it is not empty when it wraps
-        assert reservoir.take(step - ahead, from_seed_reserve) == numbers(start, step - ahead)
+        assert reservoir.take(step - ahead, from_seed_reserve)[0] == numbers(start, step - ahead)
         assert sorted(filter(None, places(reservoir))) == list(range(start + step - ahead, start + step))
-        assert reservoir.take(ahead, from_seed_reserve) == numbers(start + step - ahead, ahead)
+        assert reservoir.take(ahead, from_seed_reserve)[0] == numbers(start + step - ahead, ahead)
         assert not any(places(reservoir))
 
 
 def test_destroy_zeroes_all_and_counts() -> None:
     reservoir = Reservoir(30, 10)
-    reservoir.put(numbers(1, 25))
+    reservoir.put(numbers(1, 25), RNG)
     reservoir.take(3)
-    assert reservoir.destroy() == 22
+    assert reservoir.destroy() == {RNG: 22}
     assert not any(places(reservoir))
     assert (reservoir.room, reservoir.available, reservoir.seed_available) == (30, 0, 0)
-    assert reservoir.destroy() == 0
+    assert reservoir.destroy() == {}
 
 
 def test_no_bytes_in_words() -> None:
     reservoir = Reservoir(60, 20)
-    reservoir.put(bytearray(b"\xde\xad" * 20))
+    reservoir.put(bytearray(b"\xde\xad" * 20), RNG)
     assert repr(reservoir) == "Reservoir(available=40, seed_available=0, room=20)"
 
 
@@ -179,6 +183,8 @@ class ReservoirMachine(RuleBasedStateMachine):
 
     Seeds of one byte, so that a hundred bytes hold many.
     """
+
+    origins = st.sampled_from([("a",), ("b",), ("a", "b"), ("a", "c")])
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,8 +199,8 @@ class ReservoirMachine(RuleBasedStateMachine):
         self.seed_reserve = size * seed_percent // 100
         self.general_size = size - self.seed_reserve
         self.reservoir = Reservoir(size, self.seed_reserve)
-        self.general: list[int] = []
-        self.seed: list[int] = []
+        self.general: list[tuple[int, Origin]] = []
+        self.seed: list[tuple[int, Origin]] = []
         self.next = 0
         self.accepted = self.taken = self.destroyed = self.due = 0
 
@@ -204,12 +210,12 @@ class ReservoirMachine(RuleBasedStateMachine):
         self.next += count
         return data
 
-    @rule(count=st.one_of(st.integers(0, 130), st.integers(1, 30)))
-    def put(self, count: int) -> None:
+    @rule(count=st.one_of(st.integers(0, 130), st.integers(1, 30)), origin=origins)
+    def put(self, count: int, origin: Origin) -> None:
         data = self.fresh(count)
         room = self.reservoir.room
         tenths = (self.accepted + min(count, room)) // 10 - self.accepted // 10
-        accepted = self.reservoir.put(data)
+        accepted = self.reservoir.put(data, origin)
         assert accepted == min(count, room)
         self.next -= count - accepted
         self.accepted += accepted
@@ -218,14 +224,18 @@ class ReservoirMachine(RuleBasedStateMachine):
         self.due = min(self.due + tenths, seed_room)
         to_seed = min(seed_room, max(self.due, accepted - general_room))
         self.due -= min(self.due, to_seed)
-        self.general += data[: accepted - to_seed]
-        self.seed += data[accepted - to_seed : accepted]
+        self.general += [(value, origin) for value in data[: accepted - to_seed]]
+        self.seed += [(value, origin) for value in data[accepted - to_seed : accepted]]
 
     @rule(data=st.data(), from_seed_reserve=st.booleans())
     def take(self, data: st.DataObject, from_seed_reserve: bool) -> None:
         queue = self.seed if from_seed_reserve else self.general
         n = data.draw(st.integers(0, len(queue)))
-        assert list(self.reservoir.take(n, from_seed_reserve)) == queue[:n]
+        taken, parts = self.reservoir.take(n, from_seed_reserve)
+        assert list(taken) == [value for value, _ in queue[:n]]
+        origins = [origin for origin, count in parts for _ in range(count)]
+        assert origins == [origin for _, origin in queue[:n]]
+        assert all(before.origin != after.origin for before, after in zip(parts, parts[1:]))
         del queue[:n]
         self.taken += n
 
@@ -238,19 +248,29 @@ class ReservoirMachine(RuleBasedStateMachine):
     @rule(n=st.integers(0, 60))
     def drop_oldest(self, n: int) -> None:
         count = min(n, len(self.general))
-        assert self.reservoir.drop_oldest(n) == count
+        assert self.reservoir.drop_oldest(n) == Counter(origin for _, origin in self.general[:count])
         del self.general[:count]
         self.destroyed += count
 
     @rule()
     def destroy(self) -> None:
         count = len(self.general) + len(self.seed)
-        assert self.reservoir.destroy() == count
+        assert self.reservoir.destroy() == Counter(origin for _, origin in self.general + self.seed)
         self.destroyed += count
         self.general, self.seed = [], []
 
+    @rule(source=st.sampled_from(["a", "b", "c"]))
+    def destroy_all_of(self, source: str) -> None:
+        gone = Counter(origin for _, origin in self.general + self.seed if source in origin)
+        assert self.reservoir.destroy(source) == gone
+        self.destroyed += sum(gone.values())
+        self.general = [item for item in self.general if source not in item[1]]
+        self.seed = [item for item in self.seed if source not in item[1]]
+
     @invariant()
     def the_parts_are_the_queues(self) -> None:
+        stored = Counter(origin for _, origin in self.general + self.seed)
+        assert self.reservoir.stored == stored
         assert self.reservoir.available == len(self.general)
         assert self.reservoir.seed_available == len(self.seed)
         assert len(self.general) <= self.general_size
@@ -264,8 +284,8 @@ class ReservoirMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_spent_is_left_in_memory(self) -> None:
-        assert sorted(filter(None, self.reservoir._general._places)) == sorted(self.general)
-        assert sorted(filter(None, self.reservoir._seed._places)) == sorted(self.seed)
+        for ring, queue in ((self.reservoir._general, self.general), (self.reservoir._seed, self.seed)):
+            assert sorted(filter(None, ring._places)) == sorted(value for value, _ in queue)
 
 
 ReservoirMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30)

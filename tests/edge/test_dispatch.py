@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from typing import cast
 
 from tests.edge.rig import until, wait_for
+from tests.edge.supplied import SOURCE, delivered, make_supply
 
 from netrng_hostd.channels.channel import Channel
-from netrng_hostd.core.health import Alarm, HealthTests
-from netrng_hostd.core.ledger import Ledger
+from netrng_hostd.core.health import Alarm
 from netrng_hostd.core.quota import Quota
-from netrng_hostd.core.reservoir import Reservoir
 from netrng_hostd.core.scheduler import Scheduler
+from netrng_hostd.core.vetting import Vetting
 from netrng_hostd.dispatch import Dispatcher
 from netrng_hostd.sources.reader import Delivery, SourceReader
 
@@ -43,12 +44,8 @@ def as_channel(taker: Taker) -> Channel:
     return cast(Channel, taker)
 
 
-def delivery(size: int, alarm: Alarm | None = None) -> Delivery:
-    return Delivery(size, bytearray(b"r" * size), 0, 0, alarm)
-
-
 def make(*takers: Taker, quota: Quota | None = None) -> Dispatcher:
-    dispatcher = Dispatcher("source", Reservoir(65536, 1024), Scheduler(512), Ledger())
+    dispatcher = Dispatcher(make_supply(), Scheduler(512))
     for number, taker in enumerate(takers):
         dispatcher.add(f"uuid-{number}", as_channel(taker), quota or Quota())
         dispatcher.wants_changed(as_channel(taker))
@@ -60,7 +57,7 @@ def test_one_that_stops_asking_without_a_word_stops_no_other() -> None:
         silent, good = Taker(100_000), Taker(100_000)
         dispatcher = make(silent, good, quota=Quota(limit=100_000))
         silent.wanted = (0, 0)
-        dispatcher.deliver(delivery(30_000))
+        dispatcher.supply.deliver(SOURCE, delivered(bytes(30_000)))
         await until(lambda: good.taken >= 20_000)
         assert silent.taken == 0
         dispatcher.check()
@@ -73,7 +70,7 @@ def test_a_limit_is_waited_for_with_a_full_reservoir_and_no_delivery() -> None:
     async def scenario() -> None:
         taker = Taker(100_000)
         dispatcher = make(taker, quota=Quota(limit=50_000))
-        dispatcher.deliver(delivery(60_000))
+        dispatcher.supply.deliver(SOURCE, delivered(bytes(60_000)))
         await until(lambda: taker.taken >= 20_000)  # the burst is 4 KiB: the rest came by the timer
         dispatcher.stop()
 
@@ -104,11 +101,12 @@ def test_nothing_is_sent_once_the_reader_knows_of_an_alarm_until_the_source_has_
         dispatcher = make(taker)
         source = GoodThenStuck()
         reader = SourceReader(
-            source, HealthTests(), asyncio.get_running_loop(),
-            deliver=dispatcher.deliver, state_changed=lambda _: None, max_read=512,
+            source, Vetting(), asyncio.get_running_loop(),
+            deliver=functools.partial(dispatcher.supply.deliver, SOURCE), state_changed=lambda _: None,
+            max_read=512,
         )  # fmt: skip
         reader.start()
-        dispatcher.feed_from(reader)
+        dispatcher.supply.attach(SOURCE, reader)
         try:
             wait_for(lambda: reader.alarms, "an alarm")  # the loop is busy all the while
             await until(lambda: taker.destroyed)
@@ -127,15 +125,15 @@ def test_a_probe_replaces_the_oldest_bytes_and_the_books_say_so() -> None:
     async def scenario() -> None:
         dispatcher = make()
         reservoir = dispatcher.reservoir
-        dispatcher.deliver(delivery(reservoir.room))
-        newer = Delivery(500, bytearray(b"n" * 500), 0, 0, None)
-        dispatcher.deliver(newer)
+        dispatcher.supply.deliver(SOURCE, delivered(bytes(reservoir.room)))
+        newer = delivered(b"n" * 500)
+        dispatcher.supply.deliver(SOURCE, newer)
         assert reservoir.room == 0
-        assert dispatcher.ledger.source("source").destroyed == 500
+        assert dispatcher.ledger.source(SOURCE).destroyed == 500
         assert not any(newer.released)
         dispatcher.check()
         reservoir.take(reservoir.available - 500)
-        assert reservoir.take(500) == b"n" * 500
+        assert reservoir.take(500)[0] == b"n" * 500
         dispatcher.stop()
 
     asyncio.run(scenario(), debug=True)
@@ -165,13 +163,14 @@ def test_what_is_kept_lasts_from_one_read_of_a_source_to_the_one_after_the_next(
         for rate in (10_000, 50_000, 100_000, 400_000):
             dispatcher = make(Taker(100_000), quota=Quota(reservation=rate // 2))
             reader = SourceReader(
-                GoodThenStuck(), HealthTests(), asyncio.get_running_loop(),
-                deliver=dispatcher.deliver, state_changed=lambda _: None, max_read=12_288,
+                GoodThenStuck(), Vetting(), asyncio.get_running_loop(),
+                deliver=functools.partial(dispatcher.supply.deliver, SOURCE), state_changed=lambda _: None,
+                max_read=12_288,
             )  # fmt: skip
             for _ in range(20):  # as it finds for itself how much to read at once
                 want = reader._size.bytes
                 reader._size.took(want, want, want * 1_000_000_000 // rate)
-            dispatcher.feed_from(reader)
+            dispatcher.supply.attach(SOURCE, reader)
             dispatcher.adapt(rate, 512)
             assert dispatcher.scheduler.kept >= max(512, reader._size.bytes)  # half of what two reads bring
             dispatcher.stop()
@@ -186,16 +185,17 @@ def test_a_reader_that_probes_replaces_what_the_dispatcher_has() -> None:
         source = GoodThenStuck()
         source.mended = True
         reader = SourceReader(
-            source, HealthTests(), asyncio.get_running_loop(),
-            deliver=dispatcher.deliver, state_changed=lambda _: None, max_read=512,
+            source, Vetting(), asyncio.get_running_loop(),
+            deliver=functools.partial(dispatcher.supply.deliver, SOURCE), state_changed=lambda _: None,
+            max_read=512,
         )  # fmt: skip
-        dispatcher.feed_from(reader)
+        dispatcher.supply.attach(SOURCE, reader)
         reader.start()
         try:
             await until(lambda: reservoir.room < 512)
             before = bytes(reservoir._general._places)
             reader.probe()
-            await until(lambda: dispatcher.ledger.source("source").destroyed > 2 * reservoir.general_size)
+            await until(lambda: dispatcher.ledger.source(SOURCE).destroyed > 2 * reservoir.general_size)
             assert sum(a == b for a, b in zip(before, reservoir._general._places)) < len(before) // 20
             await until(lambda: reader.capacity.rate)
             dispatcher.check()
@@ -210,14 +210,13 @@ def test_an_alarm_destroys_what_is_unsent_everywhere() -> None:
     async def scenario() -> None:
         taker = Taker()
         dispatcher = make(taker)
-        dispatcher.deliver(delivery(5_000))
+        dispatcher.supply.deliver(SOURCE, delivered(bytes(5_000)))
         assert dispatcher.reservoir.available + dispatcher.reservoir.seed_available == 5_000
-        last = delivery(700, Alarm("repetition-count", "6 equal bytes in a row"))
-        dispatcher.deliver(last)
+        last = Delivery(700, bytearray(), 700, 0, Alarm("repetition-count", "6 equal bytes in a row"))
+        dispatcher.supply.deliver(SOURCE, last)
         assert dispatcher.reservoir.available + dispatcher.reservoir.seed_available == 0
-        assert not any(last.released)
         assert taker.destroyed == 1
-        assert dispatcher.ledger.source("source").discarded == 5_700
+        assert dispatcher.ledger.source(SOURCE).discarded == 5_700
         dispatcher.check()
         dispatcher.stop()
 
@@ -229,8 +228,8 @@ def test_a_delivery_after_the_end_is_overwritten_and_goes_nowhere() -> None:
         taker = Taker(1_000)
         dispatcher = make(taker)
         dispatcher.stop()
-        late = delivery(500)
-        dispatcher.deliver(late)
+        late = delivered(b"l" * 500)
+        dispatcher.supply.deliver(SOURCE, late)
         assert not any(late.released)
         assert taker.taken == 0
 

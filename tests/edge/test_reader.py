@@ -16,7 +16,7 @@ import pytest
 from tests.edge.rig import until
 
 from netrng_hostd.config import SourceConfig
-from netrng_hostd.core.health import HealthTests, Verdict
+from netrng_hostd.core.vetting import Vetted, Vetting
 from netrng_hostd.sources import Source, SourceFailure, make_source
 from netrng_hostd.sources.pace import ALARM_MEMORY_NS
 from netrng_hostd.sources.reader import LOOK_NS, Delivery, SourceReader, SourceState
@@ -111,11 +111,11 @@ def reading(
     collector: Collector,
     allowance: int = 1 << 30,
     clock: Callable[[], int] = time.monotonic_ns,
-    health: HealthTests | None = None,
+    vetting: Vetting | None = None,
 ) -> Iterator[SourceReader]:
     reader = SourceReader(
         source,
-        health or HealthTests(),
+        vetting or Vetting(),
         asyncio.get_running_loop(),
         deliver=collector.deliver,
         state_changed=collector.states.append,
@@ -174,7 +174,7 @@ def test_it_reads_no_further_than_it_is_allowed_and_goes_on_when_it_is(fifo: Pat
             await until(lambda: collector.read == 3_000)
             await writer  # the pipe has room for the rest: only the allowance held the reader back
             assert collector.read == 3_000
-            reader.allow(2_000)  # never takes back what was allowed
+            reader.allow(2_000)  # what is read is read
             reader.allow(8_000)
             await until(lambda: collector.read == 8_000)
         assert data.startswith(bytes(collector.released))
@@ -399,12 +399,12 @@ def test_a_delivery_shows_no_bytes() -> None:
 
 
 def test_a_mistake_in_the_thread_is_told_and_leaves_nothing_behind() -> None:
-    health = Remembering()
+    vetting = Remembering()
 
     async def scenario() -> None:
         collector = Collector()
         script = Script([*pieces(GOOD + noise(160)), ZeroDivisionError("of ours")])
-        with reading(script, collector, health=health) as reader:
+        with reading(script, collector, vetting=vetting) as reader:
             await until(lambda: bool(collector.failures))
             assert [type(error) for error in collector.failures] == [ZeroDivisionError]
             assert collector.names == ["healthy", "error"]
@@ -414,14 +414,14 @@ def test_a_mistake_in_the_thread_is_told_and_leaves_nothing_behind() -> None:
         assert script.closed == 1
 
     asyncio.run(scenario(), debug=True)
-    assert not any(health.buffer)
+    assert not any(vetting.buffer)
 
 
 def test_a_mistake_without_anybody_to_tell_is_a_state() -> None:
     async def scenario() -> None:
         states: list[SourceState] = []
         reader = SourceReader(
-            Script([ZeroDivisionError()]), HealthTests(), asyncio.get_running_loop(),
+            Script([ZeroDivisionError()]), Vetting(), asyncio.get_running_loop(),
             deliver=lambda _delivery: None, state_changed=states.append,
         )  # fmt: skip
         reader.allow(64)
@@ -432,7 +432,7 @@ def test_a_mistake_without_anybody_to_tell_is_a_state() -> None:
     asyncio.run(scenario(), debug=True)
 
 
-class Remembering(HealthTests):
+class Remembering(Vetting):
     """Shows what a test may want to see wiped."""
 
     def __init__(self) -> None:
@@ -442,48 +442,48 @@ class Remembering(HealthTests):
 
     @property
     def buffer(self) -> bytearray:
-        return self._buffer
+        return self._health._buffer
 
-    def feed(self, noise: bytes | bytearray | memoryview) -> Verdict:
-        verdict = super().feed(noise)
+    def feed(self, noise: bytes | bytearray | memoryview) -> Vetted:
+        vetted = super().feed(noise)
         if isinstance(noise, memoryview):
             self.fed.append(noise[:])
-        self.released.append(verdict.released)
-        return verdict
+        self.released.append(vetted.released)
+        return vetted
 
 
 def test_what_is_held_when_the_reader_stops_is_wiped() -> None:
-    health = Remembering()
+    vetting = Remembering()
 
     async def scenario() -> None:
         collector = Collector()
-        with reading(Script(pieces(noise(160))), collector, health=health):
+        with reading(Script(pieces(noise(160))), collector, vetting=vetting):
             await until(lambda: collector.read == 160)
-            assert any(health.buffer)
-        assert not any(health.buffer)
-        assert not any(any(view) for view in health.fed)
+            assert any(vetting.buffer)
+        assert not any(vetting.buffer)
+        assert not any(any(view) for view in vetting.fed)
 
     asyncio.run(scenario(), debug=True)
 
 
 def test_a_delivery_that_the_loop_can_no_longer_take_is_wiped() -> None:
-    health = Remembering()
+    vetting = Remembering()
 
     async def scenario() -> None:
         collector = Collector()
-        with reading(Script(pieces(GOOD)), collector, health=health):
+        with reading(Script(pieces(GOOD)), collector, vetting=vetting):
             # No await: the loop runs nothing of what the thread hands over, and after stop() it must not.
-            wait_for(lambda: sum(map(len, health.released)) == len(GOOD))
+            wait_for(lambda: sum(map(len, vetting.released)) == len(GOOD))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert not collector.deliveries
 
     asyncio.run(scenario(), debug=True)
-    assert not any(map(any, health.released))
+    assert not any(map(any, vetting.released))
 
 
 def test_a_delivery_to_a_closed_loop_is_wiped_and_ends_the_thread() -> None:
-    health = Remembering()
+    vetting = Remembering()
     go_on = threading.Event()
 
     def reads() -> Iterator[bytes]:
@@ -492,21 +492,21 @@ def test_a_delivery_to_a_closed_loop_is_wiped_and_ends_the_thread() -> None:
 
     loop = asyncio.new_event_loop()
     reader = SourceReader(
-        Script(reads()), health, loop, deliver=lambda _delivery: None, state_changed=lambda _state: None
+        Script(reads()), vetting, loop, deliver=lambda _delivery: None, state_changed=lambda _state: None
     )
     reader.allow(1 << 30)
     reader.start()
     loop.close()
     go_on.set()
     wait_for(lambda: not reader.alive)
-    assert health.released
-    assert not any(map(any, health.released))
-    assert not any(health.buffer)
+    assert vetting.released
+    assert not any(map(any, vetting.released))
+    assert not any(vetting.buffer)
     assert reader.stop(30.0)
 
 
 def test_a_read_that_comes_back_after_the_stop_is_thrown_away() -> None:
-    health = Remembering()
+    vetting = Remembering()
     reached, go_on = threading.Event(), threading.Event()
 
     def reads() -> Iterator[bytes]:
@@ -517,15 +517,15 @@ def test_a_read_that_comes_back_after_the_stop_is_thrown_away() -> None:
 
     async def scenario() -> None:
         collector = Collector()
-        with reading(Script(reads()), collector, health=health) as reader:
+        with reading(Script(reads()), collector, vetting=vetting) as reader:
             await asyncio.to_thread(reached.wait, 60.0)
             assert not reader.stop(0.01)
-            assert not any(health.buffer)  # without waiting for the read
-            fed = len(health.fed)
+            assert not any(vetting.buffer)  # without waiting for the read
+            fed = len(vetting.fed)
             go_on.set()
             await until(lambda: not reader.alive)
-        assert len(health.fed) == fed
-        assert not any(health.buffer)
+        assert len(vetting.fed) == fed
+        assert not any(vetting.buffer)
 
     asyncio.run(scenario(), debug=True)
 

@@ -14,16 +14,14 @@ from typing import Any
 
 import pytest
 from tests.edge.rig import Guest, until
+from tests.edge.supplied import SOURCE, delivered, make_supply
 
 from netrng_hostd.config import AdmissionConfig, ChannelConfig
-from netrng_hostd.core.ledger import Ledger
 from netrng_hostd.core.quota import Quota, QuotaRule
-from netrng_hostd.core.reservoir import Reservoir
 from netrng_hostd.core.scheduler import Scheduler
 from netrng_hostd.dispatch import Dispatcher
 from netrng_hostd.hypervisor.domain_xml import LiveChannel, LiveDomain, QuotaElement
 from netrng_hostd.roster import NOT_YET, Candidate, Roster, static_uuid
-from netrng_hostd.sources.reader import Delivery
 
 UUID = "8b1fdb5e-0000-4000-8000-000000000001"
 URI = "test:///one"
@@ -47,8 +45,7 @@ async def rosters(
     policy: str = "best-effort",
     capacity: int | None = 1_000_000,
 ) -> AsyncIterator[tuple[Roster, Dispatcher]]:
-    ledger = Ledger()
-    dispatcher = Dispatcher("source", Reservoir(65536, 1024), Scheduler(512), ledger)
+    dispatcher = Dispatcher(make_supply(), Scheduler(512))
     admission = AdmissionConfig(policy=policy, max_domains=max_domains)
     roster = Roster(dispatcher, rules, admission, trust_metadata)
     roster.promises.learn(capacity)
@@ -135,8 +132,7 @@ def test_clones_on_two_connections_share_what_is_their_uuids(tmp_path: Path) -> 
                 roster.appeared(domain(tmp_path / "one.sock", uri="test:///one"), None)
                 roster.appeared(domain(tmp_path / "two.sock", uri="test:///two"), None)
                 await until(lambda: all(any(entry.channel.wanted) for entry in roster.entries))
-                released = bytearray(range(256)) * 16
-                dispatcher.deliver(Delivery(4096, released, 0, 0, None))
+                dispatcher.supply.deliver(SOURCE, delivered(bytes(range(256)) * 16))
                 await until(lambda: sum(len(clone.taken) for clone in clones) >= 3072)
                 assert dispatcher.seeds == {UUID: 2}
                 assert all(len(clone.taken) >= 1024 for clone in clones)
@@ -240,7 +236,7 @@ def test_metadata_counts_and_its_change_drops_no_session(tmp_path: Path, guest: 
             assert quota_of(roster) == Quota("metadata", 100, 7, None, 1000)
             await until(lambda: in_force(dispatcher) == quota_of(roster))
             await until(lambda: any(entry.channel.wanted))
-            dispatcher.deliver(Delivery(4096, bytearray(range(256)) * 16, 0, 0, None))
+            dispatcher.supply.deliver(SOURCE, delivered(bytes(range(256)) * 16))
             await until(lambda: len(guest.taken) >= 512)
             after = with_quota(plain, reservation="200", weight="900")
             roster.changed(before, after, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,27 +13,34 @@ from pathlib import Path
 
 import pytest
 from tests.edge.rig import until
+from tests.edge.supplied import make_supply
 
 from netrng_hostd.config import SourceConfig
-from netrng_hostd.core.health import HealthTests
+from netrng_hostd.core.policy import Standing
 from netrng_hostd.sources import SourceFailure
 from netrng_hostd.sources.reader import LOOK_NS, SourceReader, SourceState
-from netrng_hostd.supervision import PROBE_NS, STALL_NS, SourceWatch
+from netrng_hostd.supervision import MAX_ABANDONED, PROBE_NS, SourceWatch
+
+HWRNG = SourceConfig("hwrng", "device", "/dev/hwrng")
+STALL_NS = int(HWRNG.stall_timeout * 1e9)
 
 
 class Device:
-    """A device whose name in the kernel a test chooses; it has nothing to read."""
+    """A device whose name in the kernel a test chooses; at first it has nothing to read."""
 
     def __init__(self) -> None:
         self.name: str | None = "tpm-rng-0"
         self.absent = False
         self.broken = False
+        self.gives = False
+        self.opened = 0
         self.hangs = threading.Event()
         self.answers = threading.Event()
         self.looks: list[threading.Thread] = []
         self.looks_when_broken: int | None = None
 
     def open(self) -> None:
+        self.opened += 1
         if self.absent:
             raise SourceFailure("absent", "cannot open /dev/hwrng: No such file or directory")
 
@@ -42,6 +50,9 @@ class Device:
             self.broken = False
             self.looks_when_broken = len(self.looks)
             raise SourceFailure("error", "cannot read /dev/hwrng: Input/output error")
+        if self.gives:
+            view[:] = os.urandom(len(view))
+            return len(view)
         return 0
 
     def kernel_name(self) -> str | None:
@@ -62,23 +73,40 @@ class Clock:
         return self.now_ns
 
 
-class Watched:
-    """A watch, its reader, and what they share, inside a running loop."""
+def watch_of(device: Device, clock: Clock, changed: Callable[[], None]) -> SourceWatch:
+    return SourceWatch(
+        HWRNG, make_supply("hwrng"), changed=changed, failed=lambda _error: None, max_read=512,
+        make=lambda _config: device, clock=clock,
+    )  # fmt: skip
 
-    def __init__(self, allowance: int = 1 << 20) -> None:
+
+class Watched:
+    """A watch, its reader, and what they share, inside a running loop.
+
+    Not ``reading``: nothing may be read, and nothing is probed.
+    """
+
+    def __init__(self, reading: bool = True) -> None:
         self.device, self.clock = Device(), Clock()
-        self.watch = SourceWatch(SourceConfig("hwrng", "device", "/dev/hwrng"))
-        self._allowance = allowance
+        self.changes = 0
+        self.watch = watch_of(self.device, self.clock, self._changed)
+        self._reading = reading
 
     def __enter__(self) -> Watched:
-        self.reader = SourceReader(
-            self.device, HealthTests(), asyncio.get_running_loop(), deliver=lambda _delivery: None,
-            state_changed=self.watch.state_changed, clock=self.clock,
-        )  # fmt: skip
-        self.watch.reader = self.reader
-        self.reader.start()
-        self.reader.allow(self._allowance)
+        with pytest.MonkeyPatch.context() as patched:
+            if not self._reading:
+                patched.setattr(SourceReader, "probe", lambda _reader: None)
+                self.watch._supply.review([Standing("hwrng", healthy=False)])
+            self.watch.start()
         return self
+
+    @property
+    def reader(self) -> SourceReader:
+        assert self.watch.reader is not None
+        return self.watch.reader
+
+    def _changed(self) -> None:
+        self.changes += 1
 
     async def looked(self) -> None:
         """Until a look at this time is over: a clock that is moved before that moves the next one away."""
@@ -92,7 +120,8 @@ class Watched:
 
     def __exit__(self, *_: object) -> None:
         self.device.answers.set()
-        assert self.reader.stop(30.0)
+        self.watch.stop(30.0)
+        assert self.watch.reader is None or not self.watch.reader.alive
 
 
 @pytest.fixture
@@ -108,28 +137,32 @@ def test_the_loop_never_looks_at_the_device(monkeypatch: pytest.MonkeyPatch) -> 
         looked.append(str(path))
         raise OSError
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "stat", look)
-        patched.setattr(Path, "read_text", look)
-        watch = SourceWatch(SourceConfig("hwrng", "device", "/dev/hwrng"))
-        watch.tick(1)
+    async def scenario() -> None:
+        with Watched() as it, monkeypatch.context() as patched:
+            patched.setattr(Path, "stat", look)
+            patched.setattr(Path, "read_text", look)
+            it.watch.tick(it.clock.now_ns)
+
+    asyncio.run(scenario(), debug=True)
     assert not looked
 
 
-@pytest.mark.parametrize("allowance", [1 << 20, 0], ids=["reading", "waiting for room"])
+@pytest.mark.parametrize("reading", [True, False], ids=["reading", "waiting for room"])
 def test_a_change_is_seen_within_a_second_and_said_once(
-    allowance: int, lines: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+    reading: bool, lines: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("netrng_hostd.sources.reader.WAKE_S", 0.005)
 
     async def scenario() -> None:
-        with Watched(allowance) as it:
+        with Watched(reading) as it:
             await until(lambda: it.watch.rng_current == "tpm-rng-0")
             assert "virtual" not in it.watch.describe()
             await it.looked()
+            opened = it.device.opened
             it.device.name = "virtio_rng.0"
             it.clock.now_ns += LOOK_NS
             await until(lambda: it.watch.rng_current == "virtio_rng.0")
+            await until(lambda: it.device.opened == opened + 1)  # what follows is another source: it starts anew
             assert it.watch.virtual
             assert "/dev/hwrng, virtio_rng.0 (virtual: its host's word)" in it.watch.describe()
             await it.looked()
@@ -174,24 +207,61 @@ def test_a_kernel_that_does_not_answer_is_a_stalled_source_and_holds_nobody_up(
     lines: Callable[[], list[str]],
 ) -> None:
     async def scenario() -> None:
-        it = Watched(allowance=0)  # nothing may be read: what does not return is the look
+        it = Watched(reading=False)  # nothing may be read: what does not return is the look
         it.device.hangs.set()
         with it:
-            await until(lambda: bool(it.device.looks))
-            for _ in range(2):
+            for attempt in range(1, MAX_ABANDONED + 1):
+                await until(lambda attempt=attempt: len(it.device.looks) == attempt)  # type: ignore[misc]
+                it.watch.tick(it.clock.now_ns + STALL_NS)
+                assert it.watch.reader is not None
                 it.watch.tick(it.clock.now_ns + STALL_NS + 1)
                 assert it.watch.state.name == "stalled"
+            for _ in range(3):  # so many threads hang, and no more
+                it.watch.tick(it.clock.now_ns + STALL_NS + 1)
+                assert it.watch.reader is None
+            it.device.hangs.clear()
             it.device.answers.set()
+            await until(lambda: not any(thread.is_alive() for thread in it.device.looks))
+            assert it.watch.rng_current is None  # what they bring is nobody's any more
+            it.watch.tick(it.clock.now_ns)
             await until(lambda: it.watch.rng_current == "tpm-rng-0")
-            await until(lambda: it.reader.read_since_ns is None)
-            it.watch.tick(it.clock.now_ns + STALL_NS + 1)
-            assert it.watch.state == SourceState("starting")
 
     asyncio.run(scenario(), debug=True)
     assert lines() == [
-        "source hwrng: stalled: no byte from /dev/hwrng for 5 s",
+        "source hwrng: stalled: a read of /dev/hwrng has not returned for 5 s; it is left behind",
         "source hwrng: the kernel's hardware RNG is tpm-rng-0",
-        "source hwrng: starting",
+    ]
+
+
+def test_a_source_that_gives_nothing_is_stalled_and_proves_itself_before_it_counts_again(
+    lines: Callable[[], list[str]],
+) -> None:
+    async def scenario() -> None:
+        with Watched() as it:
+            it.watch._state_changed(SourceState("healthy"))
+            it.watch.capacity.measured_ns = it.clock.now_ns + 1
+            assert it.watch.standing == Standing("hwrng", healthy=True, proved=True)
+            await until(lambda: it.reader.read_since_ns is not None)
+            changes = it.changes
+            it.clock.now_ns += STALL_NS
+            it.watch.tick(it.clock.now_ns)
+            assert it.watch.state.name == "healthy"
+            it.clock.now_ns += 1
+            await until(lambda: it.reader.busy_since_ns in (None, it.clock.now_ns))
+            it.watch.tick(it.clock.now_ns)
+            assert it.watch.state == SourceState("stalled", "no byte from /dev/hwrng for 5 s")
+            assert it.watch.standing == Standing("hwrng", healthy=False)
+            assert it.reader._probing
+            it.device.gives = True
+            await until(lambda: it.reader.read_since_ns is None)
+            it.watch.tick(it.clock.now_ns)
+            assert it.watch.standing == Standing("hwrng", healthy=True)
+            assert it.changes == changes + 2
+
+    asyncio.run(scenario(), debug=True)
+    assert lines()[-2:] == [
+        "source hwrng: stalled: no byte from /dev/hwrng for 5 s",
+        "source hwrng: healthy",
     ]
 
 
@@ -202,16 +272,17 @@ def test_an_old_capacity_is_measured_anew_of_a_healthy_source_alone(monkeypatch:
         monkeypatch.setattr(SourceReader, "probe", lambda _reader: probes.append(it.clock.now_ns))
         with it:
             capacity = it.reader.capacity
+            probes.clear()  # that of the start
             it.watch.tick(1)
             assert not probes
-            it.watch.state_changed(SourceState("healthy"))
+            it.watch._state_changed(SourceState("healthy"))
             it.watch.tick(1)
             capacity.rate, capacity.measured_ns = 1_000, 5
             it.watch.tick(5 + PROBE_NS)
-            assert it.watch.capacity == 1_000
+            assert it.watch.capacity.rate == 1_000
             assert len(probes) == 1
             it.watch.tick(5 + PROBE_NS + 1)
-            it.watch.state_changed(SourceState("failed"))
+            it.watch._state_changed(SourceState("failed"))
             it.watch.tick(5 + 2 * PROBE_NS)
             assert len(probes) == 2
 

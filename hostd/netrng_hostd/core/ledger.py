@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ledger: where every byte that was ever read has gone. Counts only, in bytes.
 
-Per source:  read = discarded + what the sources gave to health tests, reservoir and domains
-Per domain:  sent = acknowledged + lost + in flight
-In all:      read = discarded + held by health tests + stored in the reservoir + sent
+Per source:  read = discarded + held before the reservoir + stored in the reservoir + sent
+Per domain:  sent = acknowledged + lost + in flight, and sent = the sum over its origins
+
+Every vetted byte has an *origin*: the names of the sources that went into it, one, or several where they are
+mixed. A mixed byte is stored, sent or destroyed once for each of its sources.
 
 A posting that would break one of these is refused with LedgerError and changes nothing.
 """
@@ -13,17 +15,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+Origin = tuple[str, ...]
+
 
 class LedgerError(Exception):
     """Counts that cannot be: a mistake in the program, never in a guest's input. The text has counts only."""
 
 
 class SourceCount(NamedTuple):
-    """One source. `destroyed`: the part of `discarded` that had passed the health tests."""
+    """One source.
+
+    `destroyed`: the part of `discarded` that had been vetted; `conditioned`: the part that conditioning
+    compressed away; `sent`: to domains.
+    """
 
     read: int
     discarded: int
     destroyed: int
+    conditioned: int
+    sent: int
 
 
 class DomainCount(NamedTuple):
@@ -36,7 +46,7 @@ class DomainCount(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """All sources and all domains, vanished ones included."""
+    """All sources and all domains, vanished ones included; `sent` counts a mixed byte once."""
 
     read: int
     discarded: int
@@ -66,21 +76,38 @@ class Ledger:
         """n of the source's bytes were thrown away before they were vetted."""
         self._discard(source, n)
 
-    def destroyed(self, source: str, n: int) -> None:
-        """n of the source's vetted bytes were destroyed in the reservoir, unsent: they count as discarded."""
+    def conditioned(self, source: str, n: int) -> None:
+        """n of the source's bytes were compressed away by conditioning: they count as discarded."""
         self._discard(source, n)
-        self._source(source).destroyed += n
+        self._source(source).conditioned += n
 
-    def sent(self, uuid: str, n: int) -> None:
-        """n bytes left the reservoir for the domain: they are in flight."""
-        if not 0 <= n <= self._read - self._discarded - self._all.sent:
-            left = self._read - self._discarded - self._all.sent
+    def destroyed(self, origin: Origin, n: int) -> None:
+        """n vetted bytes of that origin were destroyed unsent: they count as discarded."""
+        left = min(self.left(name) for name in origin)
+        if not 0 <= n <= left:
+            raise LedgerError(f"origin {'+'.join(origin)}: destroyed {n} bytes where {left} are left")
+        for name in origin:
+            self._discard(name, n)
+            self._source(name).destroyed += n
+
+    def sent(self, uuid: str, n: int, origin: Origin) -> None:
+        """n bytes of that origin left the reservoir for the domain: they are in flight."""
+        left = min(self.left(name) for name in origin)
+        if not 0 <= n <= left:
             raise LedgerError(f"domain {uuid}: sent {n} bytes where {left} are left")
         domain = self._domains.get(uuid)
         if domain is None:
             domain = self._domains[uuid] = _Domain()
+        for name in origin:
+            self._source(name).sent += n
         domain.sent += n
+        domain.origins[origin] = domain.origins.get(origin, 0) + n
         self._all.sent += n
+
+    def left(self, source: str) -> int:
+        """How many of the source's bytes are neither discarded nor sent."""
+        count = self.source(source)
+        return count.read - count.discarded - count.sent
 
     def acked(self, uuid: str, n: int) -> None:
         """n of the bytes in flight were taken by the domain's sink."""
@@ -110,12 +137,16 @@ class Ledger:
     def source(self, name: str) -> SourceCount:
         """All zero for a source that was never posted to."""
         source = self._sources.get(name) or _Source()
-        return SourceCount(source.read, source.discarded, source.destroyed)
+        return SourceCount(source.read, source.discarded, source.destroyed, source.conditioned, source.sent)
 
     def domain(self, uuid: str) -> DomainCount:
         """All zero for a domain that was never sent anything, or is forgotten."""
         domain = self._domains.get(uuid) or _Domain()
         return DomainCount(domain.sent, domain.acked, domain.lost, domain.in_flight)
+
+    def origins(self, uuid: str) -> Mapping[Origin, int]:
+        """Where the bytes that were sent to the domain came from."""
+        return dict((self._domains.get(uuid) or _Domain()).origins)
 
     @property
     def totals(self) -> Totals:
@@ -123,19 +154,26 @@ class Ledger:
         every = self._all
         return Totals(self._read, self._discarded, every.sent, every.acked, every.lost, every.in_flight)
 
-    def check(self, held: int, stored: int, in_flight: Mapping[str, int] | None = None) -> None:
+    def check(
+        self,
+        held: Mapping[str, int],
+        stored: Mapping[Origin, int],
+        in_flight: Mapping[str, int] | None = None,
+    ) -> None:
         """LedgerError unless every byte read is somewhere.
 
-        `held`: bytes in all health tests; `stored`: bytes in the reservoir, seed reserve included;
-        `in_flight`, where given: what each domain's session counts as in flight, domains without one left
-        out. Without it the check is constant-time.
+        `held`: each source's bytes in health tests, conditioning and mixing; `stored`: bytes in the reservoir
+        by origin, seed reserve included; `in_flight`, where given: what each domain's session counts as in
+        flight, domains without one left out.
         """
-        expected = self._discarded + held + stored + self._all.sent
-        if self._read != expected:
-            raise LedgerError(
-                f"read {self._read} bytes, but discarded {self._discarded} + held {held} + stored {stored}"
-                f" + sent {self._all.sent} = {expected}"
-            )
+        kept = dict(held)
+        for origin, n in stored.items():
+            for name in origin:
+                kept[name] = kept.get(name, 0) + n
+        for name in self._sources.keys() | kept.keys():
+            here, there = self.left(name), kept.get(name, 0)
+            if here != there:
+                raise LedgerError(f"source {name}: {here} bytes are left, but {there} are held or stored")
         if in_flight is None:
             return
         for uuid in self._domains.keys() | in_flight.keys():
@@ -150,8 +188,7 @@ class Ledger:
         return source
 
     def _discard(self, name: str, n: int) -> None:
-        count = self.source(name)
-        left = min(count.read - count.discarded, self._read - self._discarded - self._all.sent)
+        left = self.left(name)
         if not 0 <= n <= left:
             raise LedgerError(f"source {name}: discarded {n} bytes where {left} are left")
         self._source(name).discarded += n
@@ -165,17 +202,18 @@ class Ledger:
 
 
 class _Source:
-    __slots__ = ("destroyed", "discarded", "read")
+    __slots__ = ("conditioned", "destroyed", "discarded", "read", "sent")
 
     def __init__(self) -> None:
-        self.read = self.discarded = self.destroyed = 0
+        self.read = self.discarded = self.destroyed = self.conditioned = self.sent = 0
 
 
 class _Domain:
-    __slots__ = ("acked", "lost", "sent")
+    __slots__ = ("acked", "lost", "origins", "sent")
 
     def __init__(self) -> None:
         self.sent = self.acked = self.lost = 0
+        self.origins: dict[Origin, int] = {}
 
     @property
     def in_flight(self) -> int:

@@ -50,7 +50,10 @@ URI_STATES = {
 
 @dataclass(frozen=True)
 class SourceStatus:
-    """One source. ``virtual``: the device is emulated by this machine's own host."""
+    """One source. ``virtual``: the device is emulated by this machine's own host; ``path``: where it is read,
+    an address perhaps; ``bytes_conditioned``: the part of ``bytes_discarded`` that was compressed away;
+    ``bytes_sent``: to domains, mixed ones as well; ``serving``: whether VMs are served from it now;
+    ``credit``: whether it counts; ``capacity``: in vetted bytes per second."""
 
     name: str
     kind: str
@@ -62,6 +65,11 @@ class SourceStatus:
     virtual: bool = False
     bytes_read: int = 0
     bytes_discarded: int = 0
+    bytes_conditioned: int = 0
+    bytes_sent: int = 0
+    serving: bool = False
+    credit: bool = True
+    min_entropy: float = 8.0
     rate: int = 0
     capacity: int | None = None
     capacity_age_s: float | None = None
@@ -72,7 +80,7 @@ class DomainStatus:
     """One domain's channel. ``kind``: virtio, xen or static; ``agent``: what the guest says of itself;
     ``quota``: the name of its `[[quota]]`, or "metadata"; ``quota_detail``: why its metadata does not count,
     "" if all is well; ``admission``: one of ADMISSION_STATES; ``last_heard``: of the agent, in the session
-    that is open."""
+    that is open; ``origins``: how many of the bytes sent came from which source, mixes as "a+b"."""
 
     name: str
     uuid: str
@@ -89,6 +97,7 @@ class DomainStatus:
     bytes_sent: int = 0
     bytes_acked: int = 0
     bytes_lost: int = 0
+    origins: dict[str, int] = field(default_factory=dict)
     rate: int = 0
     agent: dict[str, Any] | None = None
     detail: str = ""
@@ -138,7 +147,8 @@ class AdmissionStatus:
 @dataclass(frozen=True)
 class DaemonStatus:
     """Everything, at ``time``. ``ledger_ok``: every byte ever read is accounted for; ``sample_size``: as
-    configured, ``sample_size_effective``: now, with this source and so many who ask."""
+    configured, ``sample_size_effective``: now, with these sources and so many who ask; ``policy`` and
+    ``min_sources``: how the sources are used, and how many it takes."""
 
     version: str
     sources: tuple[SourceStatus, ...] = ()
@@ -155,6 +165,8 @@ class DaemonStatus:
     sample_size: int = 0
     sample_size_effective: int = 0
     admission: AdmissionStatus = field(default_factory=AdmissionStatus)
+    policy: str = "failover"
+    min_sources: int = 1
 
 
 def to_json(status: DaemonStatus) -> str:

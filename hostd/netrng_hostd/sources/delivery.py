@@ -4,23 +4,29 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from netrng_hostd.core.health import Alarm
 
+Call = tuple[Callable[..., None], tuple[object, ...]]
+
 
 @dataclass(frozen=True)
 class Delivery:
-    """What one read came to.  ``read == len(released) + discarded + (held - held before)``, in bytes."""
+    """What one read came to, in bytes.
+
+    ``read == len(released) + discarded + conditioned + (held - held before)``.
+    """
 
     read: int
     released: bytearray = field(repr=False)
     discarded: int
     held: int
-    alarm: Alarm | None
+    alarm: Alarm | None = None
+    conditioned: int = 0
 
 
 @dataclass(frozen=True)
@@ -32,34 +38,54 @@ class SourceState:
 
 
 class Outbox:
-    """From the thread to the loop, in order; what the loop never comes to can still be wiped."""
+    """From the thread to the loop, in order, until it is closed."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, deliver: Callable[[Delivery], None]) -> None:
         self._loop = loop
         self._deliver = deliver
-        self._on_their_way: deque[Delivery] = deque()
+        self._lock = threading.Lock()  # between the thread that sends and the loop that closes
+        self._closed = False
+        self._on_their_way: deque[Call] = deque()
 
     def send(self, delivery: Delivery) -> bool:
-        """From the thread; False when the loop has closed."""
-        self._on_their_way.append(delivery)
-        return self.post(self._deliver_next)
+        """From the thread; False, and it is wiped, when nobody takes it any more."""
+        taken = self.post(self._deliver, delivery)
+        if not taken:
+            _wipe(delivery)
+        return taken
 
     def post(self, callback: Callable[..., None], *args: object) -> bool:
-        """Has ``callback`` called in the loop; False when that has closed, and then all is wiped."""
-        try:
-            self._loop.call_soon_threadsafe(callback, *args)
-        except RuntimeError:
-            self.wipe()
-            return False
-        return True
+        """Has ``callback`` called in the loop; False when nobody is there any more."""
+        with self._lock:
+            if self._closed:
+                return False
+            self._on_their_way.append((callback, args))
+            try:
+                self._loop.call_soon_threadsafe(self._call_next)
+            except RuntimeError:  # the loop has closed
+                self._wipe()
+            return not self._closed
 
-    def wipe(self) -> None:
-        """Of what was sent, the loop gets nothing more."""
-        with contextlib.suppress(IndexError):  # empty
-            while True:
-                released = self._on_their_way.popleft().released
-                released[:] = bytes(len(released))
+    def close(self) -> None:
+        """From now on nothing arrives: what was sent and has not arrived is wiped."""
+        with self._lock:
+            self._wipe()
 
-    def _deliver_next(self) -> None:
-        if self._on_their_way:
-            self._deliver(self._on_their_way.popleft())
+    def _wipe(self) -> None:
+        self._closed = True
+        for _, args in self._on_their_way:
+            for item in args:
+                _wipe(item)
+        self._on_their_way.clear()
+
+    def _call_next(self) -> None:
+        with self._lock:
+            if not self._on_their_way:
+                return
+            callback, args = self._on_their_way.popleft()
+        callback(*args)
+
+
+def _wipe(item: object) -> None:
+    if isinstance(item, Delivery):
+        item.released[:] = bytes(len(item.released))

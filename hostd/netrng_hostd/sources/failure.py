@@ -16,12 +16,16 @@ _STATE_OF_ERRNO = {
 
 
 class SourceFailure(Exception):
-    """A source cannot be read now.  ``state`` is one of the source states of docs/operating.md."""
+    """A source cannot be read now.  ``state`` is one of the source states of docs/operating.md.
 
-    def __init__(self, state: str, detail: str) -> None:
+    ``soon``: looking again costs nothing, so it is looked again every half second.
+    """
+
+    def __init__(self, state: str, detail: str, soon: bool = False) -> None:
         super().__init__(detail)
         self.state = state
         self.detail = detail
+        self.soon = soon
 
     @classmethod
     def of(cls, error: OSError, doing: str, path: str) -> SourceFailure:

@@ -45,9 +45,9 @@ class CapacityMeter:
     again is so slow.
     """
 
-    def __init__(self) -> None:
-        self.rate: int | None = None
-        self.measured_ns: int | None = None
+    def __init__(self, rate: int | None = None, measured_ns: int | None = None) -> None:
+        self.rate = rate
+        self.measured_ns = measured_ns
         self._resumed_ns: int | None = None
         self._since_ns: int | None = None
         self._bytes = 0

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thread per source: reads a little, tests it, hands what passed to the event loop.
+"""One thread per source: reads a little, vets it, hands what passed to the event loop.
 
-The thread owns the source and its health tests; the loop owns all else.  They share two things: the
+The thread owns the source and its vetting; the loop owns all else.  They share two things: the
 allowance (how far the thread may read, so that the reservoir can always take what it releases) and the
 deliveries, which arrive in the loop in the order of the reads.
 
 The source's capacity shows only while the thread does not wait for space.  So there are probes: until a
 second of reading on end has been measured, the thread reads on although the reservoir is full.  What it
 reads replaces the reservoir's oldest bytes, and what the loop is too slow to take is tested and thrown away.
+So is what a source gives in a probe while others serve.
+
+A read that does not return cannot be interrupted. The reader is then stopped, which closes its outbox, and
+another one takes its place: what the abandoned thread's read brings one day is wiped and goes nowhere.
 """
 
 from __future__ import annotations
@@ -16,44 +20,55 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
-from netrng_hostd.core.health import HealthTests, Verdict
+from netrng_hostd.core.vetting import Vetted, Vetting
 from netrng_hostd.sources import Source, SourceFailure
 from netrng_hostd.sources.delivery import Delivery, Outbox, SourceState
 from netrng_hostd.sources.pace import CapacityMeter, ReadSize, Retry
 
+T = TypeVar("T")
+
 LOOK_NS = 1_000_000_000  # between two looks at what the kernel has behind the device
 WAKE_S = 1.0  # while there is no room: to look
 MAX_READ = 32768  # bytes in one read at most, so that a fast source leaves the loop room to breathe
+SOON_NS = 500_000_000
 
 
 class SourceReader:
     """Reads ``source`` while ``allow`` permits; all callbacks run in the loop's thread.
 
-    ``failed`` is told of a mistake of ours, after which nothing is read any more.
+    ``named`` is told the kernel's name for the device (identity.rng_current) when it is known and when it
+    changes, ``failed`` of a mistake of ours, after which nothing is read any more. ``retry`` and ``capacity``
+    are what is known of the source from before; the first attempt comes after ``delay_ns``.
     """
 
     def __init__(
         self,
         source: Source,
-        health: HealthTests,
+        vetting: Vetting,
         loop: asyncio.AbstractEventLoop,
         *,
         deliver: Callable[[Delivery], None],
         state_changed: Callable[[SourceState], None],
+        named: Callable[[str | None], None] | None = None,
         failed: Callable[[BaseException], None] | None = None,
         max_read: int = MAX_READ,
+        retry: Retry | None = None,
+        capacity: CapacityMeter | None = None,
+        delay_ns: int = 0,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._source = source
-        self._health = health
+        self._vetting = vetting
         self._outbox = Outbox(loop, deliver)
         self._state_changed = state_changed
         self._failed = failed
         self._clock = clock
         self._size = ReadSize(max_read)
-        self._retry = Retry()
-        self.capacity = CapacityMeter()
+        self._retry = retry or Retry()
+        self.capacity = capacity or CapacityMeter()
+        self._delay_ns = delay_ns
         self._state = SourceState("starting")
         self._permitted = threading.Condition()
         self._allowance = 0
@@ -61,13 +76,13 @@ class SourceReader:
         self._total_read = 0
         self._probing = False
         self._stopping = False
-        self._keeping = threading.Lock()  # for the bytes held in the health tests and those on their way
+        self._keeping = threading.Lock()  # for the bytes held in the vetting and those on their way
         # A read that never returns must not keep the process: the thread is a daemon thread.
         self._thread = threading.Thread(target=self._run, name="netrng-source", daemon=True)
         self.alarms = 0  # reads that raised an alarm; known here before their deliveries reach the loop
         self.read_since_ns: int | None = None  # since when no byte has come although it may
-        # Told the kernel's name for the device (identity.rng_current) when it is known and when it changes.
-        self.named: Callable[[str | None], None] = lambda _name: None
+        self.busy_since_ns: int | None = None  # since when a call that may never return has not returned
+        self._named = named
         self._name: str | None = None
         self._looked_ns: int | None = None  # None: the device was just opened
 
@@ -82,12 +97,14 @@ class SourceReader:
     def allow(self, total: int, replaceable: int = 0) -> None:
         """The thread may read until ``total`` bytes have been read since the start.
 
-        In a probe it may read ``replaceable`` more, for which the loop will make room.
+        In a probe it may read ``replaceable`` more, for which the loop will make room. With a ``total`` that is
+        less than before, a read that has begun may still bring more.
         """
         with self._permitted:
             self._replaceable = replaceable
-            if total > self._allowance:
-                self._allowance = total
+            more = total > self._allowance
+            self._allowance = total
+            if more:
                 self._permitted.notify()
 
     def probe(self) -> None:
@@ -97,29 +114,40 @@ class SourceReader:
             self._permitted.notify()
 
     @property
+    def vetting(self) -> Vetting:
+        """For what it knows of rates; the rest is the thread's."""
+        return self._vetting
+
+    @property
     def alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    def stop(self, timeout_s: float = 1.0) -> bool:
-        """Ends the thread; False when a read that does not return had to be abandoned.
-
-        Nothing is delivered afterwards: what was not delivered yet is wiped.
-        """
+    def end(self) -> None:
+        """Tells the thread to end, and does not wait for it."""
         with self._permitted:
             self._stopping = True
             self._permitted.notify()
+
+    def stop(self, timeout_s: float = 1.0) -> bool:
+        """Ends the thread; False when a read that does not return had to be abandoned.
+
+        Nothing is delivered or told afterwards: what is still on its way is wiped.
+        """
+        self.end()
         self._thread.join(timeout_s)
         with self._keeping:
-            self._health.restart()
-            self._outbox.wipe()
+            self._vetting.restart()
+            self._outbox.close()
         return not self.alive
 
     def _run(self) -> None:
         try:
+            self._wait(self._delay_ns)
             while not self._stopping:
-                self._read_until_failure()
-                self._wait(self._retry.delay_ns(self._clock()))
+                soon = self._read_until_failure()
+                if not self._stopping:
+                    self._wait(SOON_NS if soon else self._retry.delay_ns(self._clock()))
         except BaseException as error:  # a mistake of ours, which would otherwise look like a silent source
             detail = f"internal error: {type(error).__name__}; please report it"
             self._report(SourceState("error", detail))
@@ -128,20 +156,31 @@ class SourceReader:
         finally:
             self._forget_held()
 
-    def _read_until_failure(self) -> None:
+    def _read_until_failure(self) -> bool:
+        """Whether the failure asks for another look soon."""
         try:
             self._open()
             self._read_until_stopped()
         except SourceFailure as failure:
             self._report(SourceState(failure.state, failure.detail))
             self._forget_held()
+            return failure.soon
         finally:
-            self._source.close()
+            self._call(self._source.close)
+        return False
+
+    def _call(self, function: Callable[[], T]) -> T:
+        """Calls what may never return."""
+        self.busy_since_ns = self._clock()
+        try:
+            return function()
+        finally:
+            self.busy_since_ns = None
 
     def _open(self) -> None:
         self._looked_ns = None
         try:
-            self._source.open()
+            self._call(self._source.open)
         except SourceFailure as failure:
             if failure.state == "absent":
                 self._report_name(None)
@@ -153,13 +192,13 @@ class SourceReader:
                 want = min(room, self._size.bytes) if room > 0 else self._size.bytes
                 with buffer[:want] as view:
                     try:
-                        verdict = self._read(view, wanted=room > 0)
+                        vetted = self._read(view, wanted=room > 0)
                     finally:
                         view[:] = bytes(want)
-                if verdict is not None:
-                    self._judge(verdict)
+                if vetted is not None:
+                    self._judge(vetted)
 
-    def _read(self, view: memoryview, wanted: bool) -> Verdict | None:
+    def _read(self, view: memoryview, wanted: bool) -> Vetted | None:
         """One read and its test; None when nothing came, or when it came too late.
 
         Unless it is ``wanted`` nobody has room for it: what passes the test is thrown away.
@@ -167,7 +206,7 @@ class SourceReader:
         begun_ns = self._clock()
         if self.read_since_ns is None:
             self.read_since_ns = begun_ns
-        count = self._source.read_into(view)
+        count = self._call(lambda: self._source.read_into(view))
         ended_ns = self._clock()
         if count == 0:
             return None
@@ -179,31 +218,36 @@ class SourceReader:
         with self._keeping, view[:count] as noise:
             if self._stopping:
                 return None
-            verdict = self._health.feed(noise)
-            released, discarded = verdict.released, verdict.discarded
+            vetted = self._vetting.feed(noise)
+            released, discarded = vetted.released, vetted.discarded
             if not wanted:
                 discarded += len(released)
                 released[:] = bytes(len(released))
                 released = bytearray()
-            self.alarms += verdict.alarm is not None
-            self._hand_over(Delivery(count, released, discarded, self._health.held, verdict.alarm))
-        return verdict
+            self.alarms += bool(vetted.alarms)
+            alarm = vetted.alarms[0] if vetted.alarms else None
+            self._hand_over(
+                Delivery(count, released, discarded, self._vetting.held, alarm, vetted.conditioned)
+            )
+        return vetted
 
-    def _judge(self, verdict: Verdict) -> None:
+    def _judge(self, vetted: Vetted) -> None:
         now_ns = self._clock()
-        if verdict.alarm is not None:
-            detail = f"health test: {verdict.alarm.detail}"
-            if self._retry.alarmed(len(verdict.alarms), now_ns):
+        if vetted.alarms:
+            detail = f"health test: {vetted.alarms[0].detail}"
+            if self._retry.alarmed(len(vetted.alarms), now_ns):
                 raise SourceFailure("failed", detail)
+            self._probing = True  # so that it gets the bytes of its start-up, whether it may serve or not
             self._report(SourceState("starting", detail))
-        elif verdict.released:
+        elif vetted.released:
             self._retry.succeeded(now_ns)
             self._report(SourceState("healthy"))
 
     def _room(self) -> int | None:
         """How much may be read now, in bytes; waits for it. 0: in a probe, in vain; None: stopping."""
         while True:
-            self._look()
+            if not self._stopping:
+                self._look()
             with self._permitted:
                 if self._stopping:
                     return None
@@ -220,12 +264,11 @@ class SourceReader:
         now_ns = self._clock()
         if self._looked_ns is not None and now_ns - self._looked_ns < LOOK_NS:
             return
-        since_ns = self.read_since_ns
-        if since_ns is None:
-            self.read_since_ns = now_ns
-        self._report_name(self._source.kernel_name())
-        self.read_since_ns = since_ns
+        before, just_opened = self._name, self._looked_ns is None
+        self._report_name(self._call(self._source.kernel_name))
         self._looked_ns = self._clock()
+        if self._name != before and not just_opened:
+            raise SourceFailure("starting", "", soon=True)  # what follows is another device's
 
     def _wait(self, wait_ns: int) -> None:
         with self._permitted:
@@ -235,11 +278,11 @@ class SourceReader:
         """A source that is opened again may be another one: what waits for its window is not released."""
         self.read_since_ns = None
         self.capacity.failed()
-        self._probing = True  # also so that it gets the bytes of its start-up, whether there is room or not
+        self._probing = True  # also so that it gets the bytes of its start-up, whether it may serve or not
         with self._keeping:
-            discarded = self._health.restart()
+            discarded = self._vetting.restart()
             if discarded and not self._stopping:
-                self._hand_over(Delivery(0, bytearray(), discarded, 0, None))
+                self._hand_over(Delivery(0, bytearray(), discarded, 0))
 
     def _hand_over(self, delivery: Delivery) -> None:
         if not self._outbox.send(delivery):
@@ -253,7 +296,8 @@ class SourceReader:
     def _report_name(self, name: str | None) -> None:
         if name != self._name:
             self._name = name
-            self._post(self.named, name)
+            if self._named is not None:
+                self._post(self._named, name)
 
     def _post(self, callback: Callable[..., None], *args: object) -> None:
         if not self._outbox.post(callback, *args):
