@@ -162,7 +162,7 @@ def test_a_change_is_seen_within_a_second_and_said_once(
             it.device.name = "virtio_rng.0"
             it.clock.now_ns += LOOK_NS
             await until(lambda: it.watch.rng_current == "virtio_rng.0")
-            await until(lambda: it.device.opened == opened + 1)  # what follows is another source: it starts anew
+            await until(lambda: it.device.opened == opened + 1)  # what follows is another device's
             assert it.watch.virtual
             assert "/dev/hwrng, virtio_rng.0 (virtual: its host's word)" in it.watch.describe()
             await it.looked()

@@ -97,8 +97,8 @@ class SourceReader:
     def allow(self, total: int, replaceable: int = 0) -> None:
         """The thread may read until ``total`` bytes have been read since the start.
 
-        In a probe it may read ``replaceable`` more, for which the loop will make room. With a ``total`` that is
-        less than before, a read that has begun may still bring more.
+        In a probe it may read ``replaceable`` more, for which the loop will make room. ``total`` may be less
+        than the last one, but what is just being read comes all the same.
         """
         with self._permitted:
             self._replaceable = replaceable
