@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from tests.edge.rig import PATIENCE_S, wait_for
+from tests.edge.test_egd import Noise, serving
 
 from netrng_hostd.config import ChannelConfig, Config, LibvirtConfig, SourceConfig
 from netrng_hostd.hypervisor import LiveChannel, LiveDomain, QuotaElement, UnreachableError
@@ -166,6 +167,119 @@ def test_a_virtual_device_is_labelled(terminal: tuple[int, str], monkeypatch: py
     monkeypatch.setattr(device, "holders", lambda _: ([], False))
     (line,) = lines(check_source(source(path), frozenset(), PATIENCE_S))
     assert line.startswith(f"source hwrng: {path} is virtual (virtio_rng.0): it is only as good as")
+
+
+def test_a_required_rng(terminal: tuple[int, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    master, path = terminal
+    wanted = dataclasses.replace(source(path), rng_current="tpm-rng-0")
+    os.write(master, bytes(16))
+    assert lines(check_source(wanted, frozenset(), PATIENCE_S)) == [
+        f"! source hwrng: {path} is not the kernel's hardware RNG device (/dev/hwrng), "
+        "so it cannot have an rng_current; take rng_current out of [[source]]"
+    ]
+    monkeypatch.setattr(device, "is_hwrng", lambda _: True)
+    monkeypatch.setattr(device, "holders", lambda _: ([], False))
+    for current, told in (("chaoskey-hw-0", "chaoskey-hw-0"), (None, "nothing")):
+        monkeypatch.setattr(device, "rng_current", lambda current=current: current)
+        os.write(master, bytes(16))
+        assert lines(check_source(wanted, frozenset(), PATIENCE_S)) == [
+            f"! source hwrng: the kernel has {told} behind {path}, and the configuration requires tpm-rng-0; "
+            "choose it: echo tpm-rng-0 > /sys/class/misc/hw_random/rng_current"
+        ]
+    monkeypatch.setattr(device, "rng_current", lambda: "tpm-rng-0")
+    os.write(master, bytes(16))
+    assert lines(check_source(wanted, frozenset(), PATIENCE_S)) == []
+
+
+# Other programs' bytes
+
+
+def test_a_fifo_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fifo = tmp_path / "noise"
+    found = lines(check_source(source(str(fifo), "fifo"), frozenset(), PATIENCE_S))
+    assert found == [
+        f"! source hwrng: there is no {fifo} (No such file or directory); make it (mkfifo -m 600 {fifo}) "
+        "and let the program write into it"
+    ]
+    os.mkfifo(fifo)
+    fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    os.write(fd, b"once")
+    assert lines(device.check_refused(source(str(fifo), "fifo"))) == []
+    found = lines(check_source(source(str(fifo), "fifo"), frozenset(), PATIENCE_S))
+    assert found == [
+        f"source hwrng: {fifo} was not read, because its bytes come once; "
+        "netrng-hostd status says whether a program writes into it"
+    ]
+    assert os.read(fd, 16) == b"once"
+    os.close(fd)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    (line,) = lines(check_source(source(str(fifo), "fifo"), frozenset(), PATIENCE_S))
+    assert line == f"! source hwrng: {fifo}: permission denied; run as root, or let this user read it"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("fifo", "is a character device, not a FIFO; set path to the FIFO that the program writes into"),
+        ("egd", "is a character device, not an EGD server's socket; set path to the EGD server's socket"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_once(kind: str, text: str) -> None:
+    wrong = source("/dev/null", kind)
+    assert lines(device.check_refused(wrong)) == [f"! source hwrng: /dev/null {text}"]
+    assert lines(check_source(wrong, frozenset(), PATIENCE_S)) == []
+
+
+def test_an_egd_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "egd"
+    with serving(path, Noise()) as server:
+        assert lines(check_source(source(str(path), "egd"), frozenset(), PATIENCE_S)) == []
+        assert server.requests == [(1, 16)]
+    (line,) = lines(check_source(source(str(path), "egd"), frozenset(), PATIENCE_S))
+    assert line == (
+        f"! source hwrng: cannot connect to {path}: Connection refused; "
+        "start the EGD server (or stunnel) that is to listen there, or set path in [[source]]"
+    )
+    remote = SourceConfig("far", "egd", "", "127.0.0.1:1")
+    (line,) = lines(check_source(remote, frozenset(), PATIENCE_S))
+    assert line.endswith("or set address in [[source]]")
+    assert lines(device.check_refused(remote)) == []
+
+
+def test_an_egd_server_that_closes_or_denies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "egd"
+    with serving(path, lambda *_: False):
+        (line,) = lines(check_source(source(str(path), "egd"), frozenset(), PATIENCE_S))
+    assert line == (
+        f"! source hwrng: {path} closed the connection; "
+        "see the log of the EGD server, and with stunnel the logs of both ends"
+    )
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    (line,) = lines(check_source(source(str(path), "egd"), frozenset(), PATIENCE_S))
+    assert line.endswith(": Permission denied; run as root, or let this user connect")
+
+
+def test_an_egd_server_that_gives_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "egd"
+    before = set(threading.enumerate())
+
+    def answer(conn: socket.socket, *_: int) -> bool:
+        conn.sendall(bytes(1))
+        return True
+
+    with serving(path, answer):
+        found = lines(check_source(source(str(path), "egd"), frozenset(), read_s=0.5))
+        for thread in set(threading.enumerate()) - before:
+            if thread.name == "netrng-check":
+                thread.join(PATIENCE_S)
+    assert found == [
+        f"! source hwrng: {path} gave not one byte within 0.5 s; "
+        "see whether the EGD server there has any left, and its log"
+    ]
 
 
 # Who else holds it open

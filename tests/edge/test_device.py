@@ -3,14 +3,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import pty
+import struct
+import tty
 from pathlib import Path
 
 import pytest
 
 from netrng_hostd.config import SourceConfig
-from netrng_hostd.sources import SourceFailure, identity, make_source
+from netrng_hostd.sources import Source, SourceFailure, identity, make_source
 from netrng_hostd.sources.device import DeviceSource
+
+TIOCSPTLCK, TIOCGPTN = 0x40045431, 0x80045430  # ioctl_tty(2); Python does not name them
 
 
 def exchange_while_opening(monkeypatch: pytest.MonkeyPatch, other: str) -> None:
@@ -94,3 +101,181 @@ def test_the_kernels_name_is_that_of_the_open_device(
     current.write_text("none\n")
     assert source.kernel_name() is None
     source.close()
+
+
+# A required rng_current
+
+
+@pytest.fixture
+def current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the kernel says is behind /dev/hwrng; that is /dev/zero here."""
+    file = tmp_path / "rng_current"
+    file.write_text("tpm-rng-0\n")
+    monkeypatch.setattr(identity, "RNG_CURRENT", file)
+    zero = Path("/dev/zero").stat().st_rdev
+    monkeypatch.setattr(identity, "HWRNG", (os.major(zero), os.minor(zero)))
+    return file
+
+
+def required(name: str, path: str = "/dev/zero") -> Source:
+    return make_source(SourceConfig(path=path, rng_current=name))
+
+
+def refused(source: Source) -> tuple[str, str]:
+    with pytest.raises(SourceFailure) as caught:
+        source.open()
+    return caught.value.state, caught.value.detail
+
+
+def test_the_required_rng_is_read(current: Path) -> None:
+    source = required("tpm-rng-0")
+    source.open()
+    buffer = bytearray(b"\xff" * 100)
+    with memoryview(buffer) as view:
+        skipped = 0
+        while not source.read_into(view):  # what the kernel may have left of another one is thrown away
+            skipped += len(view)
+            view[:] = b"\xff" * 100
+        assert 256 <= skipped < 356
+    assert buffer == bytes(100)
+    source.close()
+
+
+@pytest.mark.parametrize(("name", "told"), [("virtio_rng.0", "virtio_rng.0"), ("none", "nothing")])
+def test_another_one_is_not_opened(current: Path, name: str, told: str) -> None:
+    current.write_text(f"{name}\n")
+    source = required("tpm-rng-0")
+    wanted = f"the kernel has {told} behind /dev/zero, and the configuration requires tpm-rng-0"
+    assert refused(source) == ("absent", wanted)
+    current.write_text("tpm-rng-0\n")
+    source.open()  # found again
+    source.close()
+
+
+def test_bytes_that_another_one_may_have_given_are_not_used(
+    current: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.readv
+    source = required("tpm-rng-0")
+    source.open()
+    view = memoryview(bytearray(300))
+    while not source.read_into(view):
+        pass
+
+    def change(fd: int, views: list[memoryview]) -> int:
+        count = real(fd, views)
+        views[0][:] = b"\xaa" * len(views[0])
+        current.write_text("chaoskey-hw-0\n")
+        return count
+
+    monkeypatch.setattr(os, "readv", change)
+    with pytest.raises(SourceFailure, match="the kernel has chaoskey-hw-0 behind") as caught:
+        source.read_into(view)
+    assert caught.value.state == "absent"
+    assert view == bytes(300)
+    source.close()
+
+
+def test_only_the_kernels_device_can_have_a_required_name(current: Path) -> None:
+    assert refused(required("tpm-rng-0", "/dev/full")) == (
+        "error",
+        "/dev/full is not the kernel's hardware RNG device (/dev/hwrng), so it cannot have an rng_current",
+    )
+
+
+# Bad manners
+
+
+def opened(path: Path | str) -> Source:
+    source = make_source(SourceConfig(path=str(path)))
+    source.open()
+    return source
+
+
+def test_eio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's own: a terminal's master gives it when the last slave is gone."""
+    fds: list[int] = []
+    real = os.open
+
+    def opening(path: str, flags: int) -> int:
+        fds.append(real(path, flags))
+        return fds[0]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", opening)
+        source = opened("/dev/ptmx")
+    fcntl.ioctl(fds[0], TIOCSPTLCK, struct.pack("i", 0))
+    number = struct.unpack("i", fcntl.ioctl(fds[0], TIOCGPTN, bytes(4)))[0]
+    slave = os.open(f"/dev/pts/{number}", os.O_RDWR | os.O_NOCTTY)
+    tty.setraw(slave)
+    view = memoryview(bytearray(8))
+    os.write(slave, b"abc")
+    assert source.read_into(view) == 3, "a short read"
+    os.close(slave)
+    with pytest.raises(SourceFailure, match="cannot read /dev/ptmx: Input/output error") as caught:
+        source.read_into(view)
+    assert caught.value.state == "error"
+    source.close()
+
+
+def test_a_device_that_is_unplugged_and_comes_back_is_found_by_its_path(tmp_path: Path) -> None:
+    """A terminal that is hung up, as a serial RNG's is, gives an end of input."""
+    link = tmp_path / "rng"
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    link.symlink_to(os.ttyname(slave))
+    source = opened(link)
+    os.write(master, b"abc")
+    view = memoryview(bytearray(8))
+    assert source.read_into(view) == 3
+    link.unlink()
+    os.close(slave)
+    os.close(master)
+    with pytest.raises(SourceFailure, match=f"^cannot read {link}: end of input$") as caught:
+        source.read_into(view)
+    assert caught.value.state == "error"
+    source.close()
+    assert refused(source) == ("absent", f"cannot open {link}: No such file or directory")
+    link.symlink_to("/dev/zero")  # under another number, as udev's links after a replug
+    source.open()
+    assert source.read_into(view) == 8
+    source.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "state"),
+    [(errno.ENODEV, "absent"), (errno.ENXIO, "absent"), (errno.EIO, "error"), (errno.EPERM, "denied")],
+)
+def test_errors_of_a_read(number: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made up, because ENODEV takes a driver whose device is gone, and no such driver is on every machine."""
+
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    source = opened("/dev/zero")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "readv", fail)
+        with pytest.raises(SourceFailure) as caught:
+            source.read_into(memoryview(bytearray(8)))
+    assert (caught.value.state, caught.value.detail) == (
+        state,
+        f"cannot read /dev/zero: {os.strerror(number)}",
+    )
+    source.close()
+
+
+def test_eagain_is_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from a driver that does not wait: a terminal, with O_NONBLOCK set behind its back."""
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    real = os.open
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", lambda path, flags: real(path, flags | os.O_NONBLOCK))
+        source = opened(os.ttyname(slave))
+    view = memoryview(bytearray(8))
+    assert source.read_into(view) == 0
+    os.write(master, b"x")
+    assert source.read_into(view) == 1
+    source.close()
+    os.close(slave)
+    os.close(master)

@@ -42,11 +42,22 @@ def test_what_is_no_device_is_refused(tmp_path: Path) -> None:
     bound = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(bound))
-    for path, what in (
-        (file, "a regular file"), (fifo, "a FIFO"), (tmp_path, "a directory"), (bound, "a socket"),
-    ):  # fmt: skip
-        assert f"{path} is {what}, not a hardware RNG" in str(refuse_reason(str(path), "device"))
+    prng = 'only kind = "prng" may read it'
+    for path, what, reader in (
+        (file, "a regular file", prng),
+        (fifo, "a FIFO", 'kind = "fifo" reads it'),
+        (tmp_path, "a directory", prng),
+        (bound, "a socket", 'kind = "egd" reads it, if an EGD server listens there'),
+    ):
+        assert refuse_reason(str(path), "device") == f"{path} is {what}, not a hardware RNG; {reader}"
         assert refuse_reason(str(path), "prng") is None
+        as_fifo, as_egd = refuse_reason(str(path), "fifo"), refuse_reason(str(path), "egd")
+        assert as_fifo == (None if path == fifo else f"{path} is {what}, not a FIFO")
+        assert as_egd == (None if path == bound else f"{path} is {what}, not an EGD server's socket")
+
+
+def test_a_source_with_an_address_has_no_path_to_refuse() -> None:
+    assert refuse_reason("", "egd") is None
 
 
 def test_a_device_is_not_refused() -> None:

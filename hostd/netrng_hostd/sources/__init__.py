@@ -7,7 +7,9 @@ from typing import Protocol
 
 from netrng_hostd.config import SourceConfig
 from netrng_hostd.sources.device import DeviceSource
+from netrng_hostd.sources.egd import EgdSource
 from netrng_hostd.sources.failure import SourceFailure
+from netrng_hostd.sources.fifo import FifoSource
 from netrng_hostd.sources.prng import PrngSource
 
 
@@ -34,10 +36,14 @@ class Source(Protocol):
 
 
 def make_source(config: SourceConfig) -> Source:
-    """The source for a configuration's ``kind`` (config/sources.py refuses all others)."""
+    """The source for a configuration's ``kind`` (config/sources.py refuses all but these)."""
+    if config.kind == "fifo":
+        return FifoSource(config.path)
+    if config.kind == "egd":
+        return EgdSource(config.path, config.address)
     if config.kind == "prng":
         return PrngSource(config.path)
-    return DeviceSource(config.path)
+    return DeviceSource(config.path, config.rng_current)
 
 
 __all__ = ["Source", "SourceFailure", "make_source"]

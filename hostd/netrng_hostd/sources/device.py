@@ -7,19 +7,36 @@ import os
 import time
 
 from netrng_hostd.sources.failure import SourceFailure
-from netrng_hostd.sources.identity import kernel_name, refuse_reason, refuse_status
+from netrng_hostd.sources.identity import (
+    fd_is_hwrng,
+    kernel_name,
+    no_name,
+    refuse_reason,
+    refuse_status,
+    wrong_name,
+)
 
 EMPTY_S = 0.05
+
+# What the kernel has read of one RNG and not given out yet, it gives out after a change to another:
+# drivers/char/hw_random/core.c, rng_buffer, of max(32, SMP_CACHE_BYTES) bytes; 256 at most (s390).
+LEFT_OVER = 256
 
 
 class DeviceSource:
     """Blocking reads: /dev/hwrng has no poll, and read(n) returns when all n bytes are there.
 
     drivers/char/hw_random/core.c, rng_dev_read().  Hence the reader's small reads and its own thread.
+
+    With a required ``rng_current`` the kernel must have the RNG of that name behind /dev/hwrng when it is
+    opened and after each read, before the bytes are used.  A change to another one and back again during a
+    single read is not seen.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, rng_current: str = "") -> None:
         self._path = path
+        self._required = rng_current
+        self._left_over = 0  # bytes at the beginning that may be another RNG's
         self._fd = -1
 
     def open(self) -> None:
@@ -32,6 +49,10 @@ class DeviceSource:
         try:
             # And what was opened, whatever the path is by now.
             self._refuse(refuse_status(os.fstat(self._fd), self._path, "device"))
+            if self._required:
+                self._refuse(None if fd_is_hwrng(self._fd) else no_name(self._path))
+                self._require_name()
+                self._left_over = LEFT_OVER
         except OSError as error:
             self.close()
             raise SourceFailure.of(error, "examine", self._path) from None
@@ -43,6 +64,11 @@ class DeviceSource:
         if reason is not None:
             raise SourceFailure("error", reason)
 
+    def _require_name(self) -> None:
+        wrong = wrong_name(self._path, self._required, self.kernel_name())
+        if wrong is not None:
+            raise SourceFailure("absent", wrong)
+
     def read_into(self, view: memoryview) -> int:
         try:
             count = os.readv(self._fd, [view])
@@ -53,6 +79,19 @@ class DeviceSource:
             raise SourceFailure.of(error, "read", self._path) from None
         if count == 0:
             raise SourceFailure("error", f"cannot read {self._path}: end of input")
+        return self._of_required(view, count) if self._required else count
+
+    def _of_required(self, view: memoryview, count: int) -> int:
+        """How many of the ``count`` bytes just read may be used: all or none, and none is left then."""
+        try:
+            self._require_name()
+        except SourceFailure:
+            view[:] = bytes(len(view))
+            raise
+        if self._left_over > 0:
+            self._left_over -= count
+            view[:] = bytes(len(view))
+            return 0
         return count
 
     def kernel_name(self) -> str | None:

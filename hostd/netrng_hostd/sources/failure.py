@@ -10,6 +10,7 @@ _STATE_OF_ERRNO = {
     errno.ENODEV: "absent",
     errno.ENXIO: "absent",
     errno.ENOTDIR: "absent",
+    errno.ECONNREFUSED: "absent",
     errno.EACCES: "denied",
     errno.EPERM: "denied",
 }

@@ -28,6 +28,11 @@ _FILE_TYPES = (
     (stat.S_ISBLK, "a block device"),
     (stat.S_ISFIFO, "a FIFO"),
     (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a character device"),
+)
+_READERS = (
+    (stat.S_ISFIFO, 'kind = "fifo" reads it'),
+    (stat.S_ISSOCK, 'kind = "egd" reads it, if an EGD server listens there'),
 )
 
 
@@ -35,7 +40,10 @@ def refuse_reason(path: str, kind: str) -> str | None:
     """Why ``path`` may not be a source of this ``kind``, in one line; None if it may.
 
     Never raises: a path that cannot be examined is not refused here, opening it says what is wrong.
+    Nor is an empty one, of a source that has an address.
     """
+    if not path:
+        return None
     try:
         status = Path(path).stat()  # follows links: what counts is the device, not its name
     except (OSError, ValueError):
@@ -61,14 +69,35 @@ def refuse_status(status: os.stat_result, path: str, kind: str) -> str | None:
     """
     if kind == "prng":
         return None
-    if not stat.S_ISCHR(status.st_mode):
-        what = next((name for test, name in _FILE_TYPES if test(status.st_mode)), "not a device")
-        return f'{path} is {what}, not a hardware RNG; only kind = "prng" may read it'
+    mode = status.st_mode
+    what = next((name for test, name in _FILE_TYPES if test(mode)), "not a device")
+    if kind == "fifo":
+        return None if stat.S_ISFIFO(mode) else f"{path} is {what}, not a FIFO"
+    if kind == "egd":
+        return None if stat.S_ISSOCK(mode) else f"{path} is {what}, not an EGD server's socket"
+    if not stat.S_ISCHR(mode):
+        reader = next((kind for test, kind in _READERS if test(mode)), 'only kind = "prng" may read it')
+        return f"{path} is {what}, not a hardware RNG; {reader}"
     device = (os.major(status.st_rdev), os.minor(status.st_rdev))
     if device in KERNEL_PRNGS:
         what = f"the kernel's own PRNG ({KERNEL_PRNGS[device]})"
         return f'{path} is {what}, not a hardware RNG; only kind = "prng" may read it'
     return None
+
+
+def wrong_name(path: str, required: str, current: str | None) -> str | None:
+    """Why ``path`` may not be read while the kernel has ``current`` (rng_current) behind it; None if it may.
+
+    ``required`` is the configuration's rng_current; "" requires nothing.
+    """
+    if required in ("", current):
+        return None
+    return f"the kernel has {current or 'nothing'} behind {path}, and the configuration requires {required}"
+
+
+def no_name(path: str) -> str:
+    """Why ``path`` cannot have a required name: it is not the kernel's hardware RNG device."""
+    return f"{path} is not the kernel's hardware RNG device (/dev/hwrng), so it cannot have an rng_current"
 
 
 def is_hwrng(path: str) -> bool:
@@ -84,14 +113,18 @@ def _is_hwrng(status: os.stat_result) -> bool:
     return stat.S_ISCHR(status.st_mode) and (os.major(status.st_rdev), os.minor(status.st_rdev)) == HWRNG
 
 
+def fd_is_hwrng(fd: int) -> bool:
+    """The same of an open descriptor. Raises OSError."""
+    return _is_hwrng(os.fstat(fd))
+
+
 def kernel_name(fd: int) -> str | None:
     """`rng_current`, if the open descriptor ``fd`` is the kernel's hardware RNG device. May wait for it."""
     try:
-        status = os.fstat(fd)
+        # Other devices than this one are not behind the kernel's hw_random framework.
+        return rng_current() if fd_is_hwrng(fd) else None
     except OSError:
         return None
-    # Other devices than this one are not behind the kernel's hw_random framework.
-    return rng_current() if _is_hwrng(status) else None
 
 
 def rng_current() -> str | None:

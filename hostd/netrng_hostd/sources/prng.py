@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import os
-import select
 import stat
 import time
 
 from netrng_hostd.sources.failure import SourceFailure
 from netrng_hostd.sources.identity import kernel_name
-
-POLL_S = 0.2
+from netrng_hostd.sources.polled import POLL_S, read_polled
 
 
 class PrngSource:
@@ -35,19 +33,10 @@ class PrngSource:
         self._was_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
 
     def read_into(self, view: memoryview) -> int:
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        if not poll.poll(POLL_S * 1000):
-            return 0
-        try:
-            count = os.readv(self._fd, [view])
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            raise SourceFailure.of(error, "read", self._path) from None
+        count = read_polled(self._fd, view, self._path)
         if count == 0:
-            time.sleep(POLL_S)  # poll() says "readable" at an end of input, at once and for ever
-        return count
+            time.sleep(POLL_S)  # a read at an end of input returns at once and for ever
+        return count or 0
 
     def kernel_name(self) -> str | None:
         return kernel_name(self._fd)

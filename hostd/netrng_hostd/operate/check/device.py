@@ -13,10 +13,23 @@ import psutil
 
 from netrng_hostd.config import SourceConfig
 from netrng_hostd.operate.check.finding import Finding, TooLate, note, problem, within
+from netrng_hostd.operate.check.upstream import check_egd, check_fifo
 from netrng_hostd.operate.units import printable
-from netrng_hostd.sources.identity import is_hwrng, is_virtual, refuse_reason, rng_current
+from netrng_hostd.sources.identity import (
+    is_hwrng,
+    is_virtual,
+    no_name,
+    refuse_reason,
+    rng_current,
+    wrong_name,
+)
 
 READ_BYTES = 16
+_WANTED = {
+    "device": "a hardware RNG's device",
+    "fifo": "the FIFO that the program writes into",
+    "egd": "the EGD server's socket",
+}
 READ_S = 3.0  # /dev/hwrng on the slowest RNG in use, a TPM, gives 16 bytes in well under a second
 
 
@@ -31,21 +44,38 @@ def check_refused(source: SourceConfig) -> Iterator[Finding]:
     """Whether the configuration takes for hardware what is none. Nothing is opened."""
     reason = refuse_reason(source.path, source.kind)
     if reason is not None:
-        yield problem(f"source {source.name}: {reason}; set path to a hardware RNG's device")
+        yield problem(f"source {source.name}: {reason}; set path to {_WANTED[source.kind]}")
 
 
 def check_source(source: SourceConfig, own_pids: frozenset[int], read_s: float = READ_S) -> Iterator[Finding]:
-    """Reads a few bytes, which are thrown away, and looks at what the kernel says of the device."""
+    """Reads a few bytes, which are thrown away, and looks at what the kernel says of the device.
+
+    A FIFO is not read, see check_fifo.
+    """
     if refuse_reason(source.path, source.kind) is not None:
         return  # said by check_refused
+    if source.kind == "fifo":
+        yield from check_fifo(source)
+        return
+    if source.kind == "egd":
+        yield from check_egd(source, read_s)
+        return
     if source.kind == "prng":
         yield note(f"source {source.name}: {source.path} is a pseudo-random stream, for trials only")
     trouble = _try_read(source, read_s)
     if trouble is not None:
         yield problem(f"source {source.name}: {trouble}")
     if not is_hwrng(source.path):
+        if source.rng_current and trouble is None:
+            yield problem(f"source {source.name}: {no_name(source.path)}; take rng_current out of [[source]]")
         return
     current = rng_current()
+    wrong = wrong_name(source.path, source.rng_current, current)
+    if wrong is not None:
+        yield problem(
+            f"source {source.name}: {wrong}; choose it: "
+            f"echo {source.rng_current} > /sys/class/misc/hw_random/rng_current"
+        )
     if is_virtual(current):
         yield note(
             f"source {source.name}: {source.path} is virtual ({current}): it is only as good as the word of "
