@@ -92,7 +92,7 @@ def served(folder: Path, config: str) -> Iterator[tuple[Hostd, Guest]]:
         guest.close()
 
 
-def source(name: str, path: object, kind: str = "prng", more: str = "") -> str:
+def source(name: str, path: object, kind: str = "fifo", more: str = "") -> str:
     return f'[[source]]\nname = "{name}"\nkind = "{kind}"\npath = "{path}"\n{more}\n'
 
 
@@ -228,7 +228,7 @@ def test_xor_mixes_and_gives_nothing_while_one_is_missing(tmp_path: Path) -> Non
 
 
 def test_one_without_credit_is_mixed_in_and_counts_for_nothing(tmp_path: Path) -> None:
-    extra = source("kernel", "/dev/urandom", more="credit = false") + '[sources]\npolicy = "xor"\n'
+    extra = source("kernel", "/dev/urandom", "prng", "credit = false") + '[sources]\npolicy = "xor"\n'
     with (
         fifo(tmp_path / "a", A),
         fifo(tmp_path / "b", B) as missing,
