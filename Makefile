@@ -29,8 +29,10 @@ test: setup-vm lint test-fast test-rest coverage test-vm  ## everything: linters
 setup-vm:       # before the fast tests: some of them use strace and QEMU where they are
 	@scripts/setup vm
 
-# The edge tests that start a QEMU (paused, without a guest) or a downloaded rngd are not fast ones.
-WITH_REAL := tests/edge/test_hypervisor_stream.py tests/edge/test_attach.py tests/edge/test_real_rngd.py
+# The edge tests that start a QEMU (paused, without a guest), a downloaded rngd or other people's sources are not
+# fast ones.
+WITH_REAL := tests/edge/test_hypervisor_stream.py tests/edge/test_attach.py tests/edge/test_real_rngd.py \
+	tests/edge/test_upstreams.py
 # Those of the benchmarks are no fast ones either, nor those that start whole daemons, agents and commands.
 OF_BENCH := tests/core/test_simulation.py tests/edge/test_bench_ends.py
 OF_PROGRAMS := tests/edge/test_daemon.py tests/edge/test_several_sources.py tests/edge/test_main.py tests/edge/test_guest_main.py
@@ -41,7 +43,7 @@ WORKERS := $(shell echo $$((2 * $$(nproc))))  # many tests wait for something mo
 test-fast: venv  ## no VM, no root, no program as a whole: about a minute
 	$(PYTEST) -n $(WORKERS) --dist worksteal tests/core tests/edge $(addprefix --ignore=,$(NOT_FAST))
 
-test-rest: venv setup-vm  ## wheel, documentation, units; whole programs; a real QEMU, real rngds; the simulator
+test-rest: venv setup-vm  ## wheel, documentation, units; whole programs; a real QEMU, real rngds, real sources; the simulator
 	$(PYTEST) -n $(WORKERS) --dist worksteal tests/packaging $(NOT_FAST)
 
 coverage: venv   ## each core module covered by its own test file alone, every branch

@@ -68,6 +68,13 @@ def prepare(cache_dir: Path = DEFAULT_CACHE) -> Artefacts:
     )
 
 
+def package(name: str, cache_dir: Path = DEFAULT_CACHE) -> Path:
+    """The unpacked tree of a Debian package, fetched unless it is there. Raises BedError."""
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with _locked(cache_dir / "lock"):
+        return _unpacked(cache_dir / "debs", name)
+
+
 def _ready(cache_dir: Path, key: str) -> dict[str, str] | None:
     """The index of the cache if everything in it is what `key` names."""
     try:
@@ -198,6 +205,6 @@ def _locked(path: Path) -> Iterator[None]:
 
 if __name__ == "__main__":
     try:
-        print(prepare(Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_CACHE))
+        print(*map(package, sys.argv[1:]) if sys.argv[1:] else [prepare()])
     except BedError as error:
         sys.exit(f"bed: {error}")

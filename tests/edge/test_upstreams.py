@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other people's sources: EntropyBroker, stunnel, a program that writes into a FIFO, the kernel's /dev/hwrng.
+
+EntropyBroker and stunnel are Debian's, unpacked into the cache and never installed (bed/packages.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bed import entropy_broker
+from bed.packages import package
+from tests.edge.rig import PATIENCE_S, wait_for
+
+from netrng_hostd.config import SourceConfig
+from netrng_hostd.core.health import HealthTests
+from netrng_hostd.sources import Source, SourceFailure, make_source
+from netrng_hostd.sources.identity import is_hwrng, rng_current
+
+CONF = Path(__file__).parents[2] / "conf" / "stunnel"
+CLIENT, SERVER = "netrng-egd-client", "netrng-egd-server"
+
+
+def taken(source: Source, n_bytes: int, read_size: int = 512) -> bytes:
+    """The first ``n_bytes``; a failure that says "soon" is passed over until then, as the reader does."""
+    data = bytearray()
+
+    def enough() -> bool:
+        view = memoryview(bytearray(read_size))
+        try:
+            data.extend(view[: source.read_into(view)])
+        except SourceFailure as failure:
+            if not failure.soon:
+                raise
+            source.close()
+            source.open()
+        return len(data) >= n_bytes
+
+    wait_for(enough, f"{n_bytes} bytes", PATIENCE_S)
+    return bytes(data)
+
+
+@contextlib.contextmanager
+def opened(**config: str) -> Iterator[Source]:
+    source = make_source(SourceConfig(**{"path": "", **config}))  # type: ignore[arg-type]
+    source.open()
+    try:
+        yield source
+    finally:
+        source.close()
+
+
+def assert_vetted(data: bytes) -> None:
+    health, released = HealthTests(), 0
+    for start in range(0, len(data), 500):
+        verdict = health.feed(memoryview(bytearray(data[start : start + 500])))
+        released += len(verdict.released)
+        assert verdict.alarm is None
+    assert released >= len(data) - 1024
+    assert len(set(data)) == 256
+
+
+# EntropyBroker
+
+
+def test_entropy_brokers_egd_front_end(tmp_path: Path) -> None:
+    with entropy_broker.running(tmp_path) as path, opened(kind="egd", path=str(path)) as source:
+        assert_vetted(taken(source, 100_000))
+
+
+def test_an_entropy_broker_that_has_little_left_is_asked_again(tmp_path: Path) -> None:
+    """Fed with what a FIFO holds and no more: answers that are short, and empty ones, and more later."""
+    feed = tmp_path / "feed"
+    os.mkfifo(feed)
+    fd = os.open(feed, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        with entropy_broker.running(tmp_path, str(feed)) as path:
+            os.write(fd, os.urandom(8000))
+            with opened(kind="egd", path=str(path)) as source:
+                first = taken(source, 1000)
+                view, empty = memoryview(bytearray(255)), 0
+                while empty < 2:
+                    count = source.read_into(view)
+                    empty = 0 if count else empty + 1
+                os.write(fd, os.urandom(8000))
+                assert_vetted(first + taken(source, 1000))
+    finally:
+        os.close(fd)
+
+
+def test_entropy_brokers_feeder_hands_a_counter_on_as_it_is(tmp_path: Path) -> None:
+    """Which is what makes it a test of the health tests: the broker itself would hide it."""
+    with entropy_broker.counter(tmp_path) as feed, entropy_broker.unmixed(tmp_path, feed) as path:
+        with opened(kind="fifo", path=str(path)) as source:
+            data = taken(source, 4096)
+        assert data == bytes((data[0] + n) % 256 for n in range(len(data)))
+
+
+# stunnel
+
+
+def certificates(folder: Path) -> None:
+    """As conf/stunnel says, by its very lines, and one of a stranger's authority."""
+    lines = (CONF / f"{SERVER}.conf").read_text().splitlines()
+    script = "\n".join(line.removeprefix(";") for line in lines if line.startswith(";   "))
+    script = script[script.index("openssl req -x509") :]
+    for where in (folder, folder / "stranger"):
+        where.mkdir(exist_ok=True)
+        made = subprocess.run(["bash", "-ec", script], cwd=where, capture_output=True, text=True)
+        assert made.returncode == 0, made.stderr
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+
+
+def configured(name: str, folder: Path, **settings: str) -> Path:
+    """The example with this test's places in the place of its own; a setting that is "" is left out."""
+    text = (CONF / f"{name}.conf").read_text()
+    for key, value in settings.items():
+        line = f"{key} = {value}" if value else ""
+        text, found = re.subn(rf"^{key} = .*$", line, text, flags=re.MULTILINE)
+        assert found == 1, key
+    text = text.replace("/etc/stunnel/netrng", str(folder))
+    path = folder / f"{name}.conf"
+    path.write_text(text)
+    return path
+
+
+@contextlib.contextmanager
+def stunnel(config: Path) -> Iterator[Path]:
+    """Its log, while it runs."""
+    log_path = config.with_suffix(".log")
+    program = package("stunnel4") / "usr" / "bin" / "stunnel4"
+    with log_path.open("wb") as log, subprocess.Popen(
+        [program, config], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+    ) as process:
+        try:
+            wait_for(lambda: "Configuration successful" in log_path.read_text(), "stunnel", PATIENCE_S)
+            yield log_path
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(PATIENCE_S)
+
+
+@pytest.fixture
+def tunnel(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """The server's end, before an EGD server: the folder of the certificates, and its port."""
+    certificates(tmp_path)
+    (port,) = free_ports(1)
+    with entropy_broker.running(tmp_path) as egd:
+        config = configured(SERVER, tmp_path, accept=f"127.0.0.1:{port}", connect=str(egd))
+        with stunnel(config):
+            yield tmp_path, port
+
+
+@pytest.mark.parametrize("place", ["port", "socket"])
+def test_an_egd_server_through_stunnel(tunnel: tuple[Path, int], place: str) -> None:
+    folder, port = tunnel
+    accept = str(folder / "here.sock") if place == "socket" else f"127.0.0.1:{free_ports(1)[0]}"
+    config = configured(CLIENT, folder, accept=accept, connect=f"127.0.0.1:{port}")
+    where = {"path" if place == "socket" else "address": accept}
+    with stunnel(config), opened(kind="egd", **where) as source:
+        assert_vetted(taken(source, 20_000))
+
+
+WRONG_AUTHORITY, WRONG_NAME = "Pre-verification error", "Subject checks failed"
+
+
+@pytest.mark.parametrize(
+    ("client", "why"),
+    [
+        ("without a certificate", "peer did not return a certificate"),
+        ("a stranger", WRONG_AUTHORITY),
+        ("another host's name", WRONG_NAME),
+    ],
+)
+def test_who_may_not_come_is_refused(tunnel: tuple[Path, int], client: str, why: str) -> None:
+    folder, port = tunnel
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    settings = {"accept": address, "connect": f"127.0.0.1:{port}"}
+    if client == "without a certificate":
+        settings.update(cert="", key="")
+    elif client == "a stranger":
+        settings.update(cert=f"{folder}/stranger/client.pem", key=f"{folder}/stranger/client.key")
+    else:
+        settings.update(cert=f"{folder}/server.pem", key=f"{folder}/server.key")
+    with stunnel(configured(CLIENT, folder, **settings)):
+        assert_nothing_comes(address)
+    assert why in (folder / f"{SERVER}.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("server", "why"), [("a stranger", WRONG_AUTHORITY), ("another host's name", WRONG_NAME)]
+)
+def test_a_server_that_is_another_is_not_believed(tunnel: tuple[Path, int], server: str, why: str) -> None:
+    folder, port = tunnel
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    settings = {"accept": address, "connect": f"127.0.0.1:{port}"}
+    if server == "a stranger":
+        settings.update(CAfile=f"{folder}/stranger/ca.pem")
+    else:
+        settings.update(checkHost="other.example.org")
+    with stunnel(configured(CLIENT, folder, **settings)) as log:
+        assert_nothing_comes(address)
+        assert why in log.read_text()
+
+
+def assert_nothing_comes(address: str) -> None:
+    view = memoryview(bytearray(64))
+    with opened(kind="egd", address=address) as source:
+
+        def refused() -> SourceFailure | None:
+            try:
+                assert source.read_into(view) == 0
+            except SourceFailure as failure:
+                return failure
+            return None
+
+        failure = wait_for(refused, "the end of the connection", PATIENCE_S)
+        assert failure.state == "error"
+
+
+# Another program's FIFO
+
+
+def test_openssl_writes_into_a_fifo(tmp_path: Path) -> None:
+    """Again and again: each time it ends the source is absent for a while."""
+    path = tmp_path / "noise"
+    os.mkfifo(path)
+    loop = 'while openssl rand 20000 >"$0"; do :; done'
+    with opened(kind="fifo", path=str(path)) as source, subprocess.Popen(
+        ["sh", "-c", loop, path], start_new_session=True
+    ) as process:
+        try:
+            assert_vetted(taken(source, 100_000))
+            assert process.poll() is None, "it was never killed for writing"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+# The kernel's
+
+
+def test_the_kernels_hardware_rng() -> None:
+    """Where this machine has one; its name is required as it is, and then as another."""
+    name = rng_current()
+    if not is_hwrng("/dev/hwrng") or name is None or not os.access("/dev/hwrng", os.R_OK):
+        pytest.skip("no hardware RNG that this user may read")
+    with opened(path="/dev/hwrng", rng_current=name) as source:
+        assert source.kernel_name() == name
+        assert_vetted(taken(source, 3000, read_size=64))
+    with pytest.raises(SourceFailure, match="requires another-rng$") as caught:
+        make_source(SourceConfig(rng_current="another-rng")).open()
+    assert caught.value.state == "absent"
