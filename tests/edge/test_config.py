@@ -69,8 +69,10 @@ def test_the_shipped_file_shows_every_key() -> None:
         "": {"sample_size", "control"},
         "reservoir": {"size", "seed_reserve"},
         "libvirt": {"uris", "transport", "trust_metadata"},
-        "source": {"name", "kind", "path", "min_entropy"},
-        "sources": {"policy"},
+        "source": {
+            "name", "kind", "path", "address", "min_entropy", "rng_current", "credit", "stall_timeout",
+        },
+        "sources": {"policy", "min_sources"},
         "quota": {
             "name", "match", "reservation", "weight", "limit", "burst",
             "max_reservation", "max_weight", "max_limit", "max_burst",

@@ -26,12 +26,12 @@ from netrng_hostd.config import (
     AdmissionConfig,
     ChannelConfig,
     Config,
-    ConfigError,
     LibvirtConfig,
     ReservoirConfig,
     SourceConfig,
     load,
 )
+from netrng_hostd.config.sources import KINDS
 from netrng_hostd.core.quota import DEFAULT_QUOTA, QuotaRule
 from netrng_hostd.core.spelling import format_size
 from netrng_hostd.daemon import FIXED
@@ -220,23 +220,25 @@ def test_the_quotas_defaults() -> None:
     assert DEFAULT_QUOTA.limit is None
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        '[[source]]\nname = "a"\n[[source]]\nname = "b"\npath = "/dev/b"\n',
-        '[[source]]\nkind = "fifo"\n',
-        '[[source]]\nkind = "egd"\n',
-        '[sources]\npolicy = "combine"\n',
-        '[sources]\npolicy = "xor"\n',
-    ],
-)
-def test_what_the_readme_calls_not_supported_yet_is_refused(given: str, tmp_path: Path) -> None:
-    missing = section(README, "What it does not do yet")
-    for word in re.findall(r'= "(fifo|egd|combine|xor)"', given):
-        assert f"`{word}`" in missing
-    (tmp_path / "hostd.toml").write_text(given)
-    with pytest.raises(ConfigError, match="not supported yet"):
-        load(str(tmp_path / "hostd.toml"))
+def examples() -> list[str]:
+    """The pieces of configuration that stand in docs/operating.md and, as comments, in conf/hostd.toml."""
+    shown = re.findall(r"^```toml\n(.*?)^```$", text(OPERATING), re.DOTALL | re.MULTILINE)
+    commented = re.findall(r"(?:^#   .*\n)+", text(ROOT / "conf/hostd.toml"), re.MULTILINE)
+    return shown + [
+        piece for lines in commented if "[[" in (piece := re.sub(r"^#   ", "", lines, flags=re.MULTILINE))
+    ]
+
+
+@pytest.mark.parametrize("example", examples())
+def test_every_example_of_a_configuration_is_a_good_one(example: str, tmp_path: Path) -> None:
+    file = tmp_path / "hostd.toml"
+    file.write_text(f'control = "/x"\n{example}')
+    load(str(file))
+
+
+def test_every_kind_of_source_has_an_example() -> None:
+    shown = re.findall(r'^kind = "(\w+)"', "\n".join(examples()), re.MULTILINE)
+    assert {*shown, "device"} == set(KINDS)  # which is the default
 
 
 def _module_names() -> set[str]:
@@ -347,11 +349,12 @@ def test_the_configurations_man_page_is_complete() -> None:
     }  # fmt: skip
     there = {title: [field.name for field in dataclasses.fields(shape)] for title, shape in shapes.items()}
     there["TOP LEVEL"] = ["sample_size", "control"]
-    there["[sources]"] = ["policy"]
+    there["[sources]"] = ["policy", "min_sources"]
     assert told == there
     tables = {"reservoir", "libvirt", "sources", "quotas", "admission", "channels"}
+    single = {"file", "sample_size", "control", "policy", "min_sources"}
     fields = {field.name for field in dataclasses.fields(Config)}
-    assert fields == tables | {"file", "sample_size", "control", "policy"}, "a new key needs its paragraph"
+    assert fields == tables | single, "a new key needs its paragraph"
 
 
 def test_the_agents_man_page_names_every_key_of_its_configuration() -> None:

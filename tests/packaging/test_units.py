@@ -58,6 +58,21 @@ def test_systemd_knows_every_setting(unit: Path) -> None:
     assert complaints == []
 
 
+@needs_systemd
+def test_a_port_of_this_host_costs_little(tmp_path: Path) -> None:
+    """The drop-in for kind = "egd" with an address, by the unit's own comment."""
+    text = HOSTD.read_text(encoding="utf-8")
+    comment = re.search(r"^# For an EGD server.*\n((?:#   .*\n)+)", text, re.MULTILINE)
+    assert comment is not None
+    unit = tmp_path / HOSTD.name
+    unit.write_text(text + comment[1].replace("#   ", ""))
+    found = settings(unit)
+    assert found["RestrictAddressFamilies"] == ["AF_UNIX", "AF_INET AF_INET6"]
+    assert (found["IPAddressDeny"], found["IPAddressAllow"]) == (["any"], ["localhost"])
+    test_exposure(unit)
+    test_systemd_knows_every_setting(unit)
+
+
 def test_hostd_is_root_with_one_capability() -> None:
     found = settings(HOSTD)
     assert found["User"] == ["root"]
