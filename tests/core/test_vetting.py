@@ -22,7 +22,9 @@ def test_at_full_entropy_what_passes_is_released_as_it_is() -> None:
     assert vetted.released == data[:1_536]
     assert (vetted.discarded, vetted.conditioned, vetted.alarms, vetting.held) == (0, 0, (), 464)
     assert (vetting.noise_for(100), vetting.output_of(100)) == (100, 100)
+    assert not vetting.starting
     assert vetting.restart() == 464
+    assert vetting.starting
 
 
 def test_at_less_blocks_of_what_passes_are_hashed() -> None:

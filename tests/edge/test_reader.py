@@ -531,10 +531,11 @@ def test_a_read_that_comes_back_after_the_stop_is_thrown_away() -> None:
 
 
 class Steady:
-    """A source that gives 1,000 bytes in a tenth of a second of a clock that only it moves."""
+    """A source that gives so many bytes in a second of a clock that only it moves."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, rate: int = 10_000) -> None:
         self._clock = clock
+        self._rate = rate
         self.given = self.looks = 0
 
     def open(self) -> None: ...
@@ -546,7 +547,7 @@ class Steady:
     def read_into(self, view: memoryview) -> int:
         view[:] = noise(len(view), b"%d" % self.given)
         self.given += len(view)
-        self._clock.now_ns += len(view) * 100_000
+        self._clock.now_ns += len(view) * 1_000_000_000 // self._rate
         return len(view)
 
 
@@ -604,6 +605,22 @@ def test_a_source_that_is_opened_again_is_measured_and_passes_its_start_up_thoug
             await until(lambda: collector.read == source.given)
             assert collector.names[-3:] == ["healthy", "absent", "healthy"]
             assert collector.read > 10_000
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_slow_source_that_is_opened_again_is_read_until_it_has_passed_its_start_up_though_nobody_has_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("netrng_hostd.sources.reader.WAKE_S", 0.005)
+
+    async def scenario() -> None:
+        clock, collector = Clock(), Collector()
+        source = Unplugged(clock, rate=200)  # its start-up takes five measurements
+        with reading(source, collector, allowance=1_600, clock=clock):
+            await until(lambda: collector.names[-3:] == ["healthy", "absent", "healthy"])
+            await until(lambda: collector.read == source.given)
+            assert collector.read < 1_500 + 1_024 + 3 * 200, "and no further than to its next measurement"
 
     asyncio.run(scenario(), debug=True)
 

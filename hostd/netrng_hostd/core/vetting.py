@@ -44,6 +44,11 @@ class Vetting:
         """Noise bytes that were fed and have led to nothing yet."""
         return self._health.held + (self._conditioner.held if self._conditioner is not None else 0)
 
+    @property
+    def starting(self) -> bool:
+        """Whether the start-up test has still to be passed."""
+        return self._health.starting
+
     def noise_for(self, n_bytes: int) -> int:
         """How many noise bytes it takes for so many vetted ones."""
         out, noise = self._ratio

@@ -6,9 +6,9 @@ allowance (how far the thread may read, so that the reservoir can always take wh
 deliveries, which arrive in the loop in the order of the reads.
 
 The source's capacity shows only while the thread does not wait for space.  So there are probes: until a
-second of reading on end has been measured, the thread reads on although the reservoir is full.  What it
-reads replaces the reservoir's oldest bytes, and what the loop is too slow to take is tested and thrown away.
-So is what a source gives in a probe while others serve.
+second of reading on end has been measured, and the start-up test has been passed, the thread reads on
+although the reservoir is full.  What it reads replaces the reservoir's oldest bytes, and what the loop is too
+slow to take is tested and thrown away.  So is what a source gives in a probe while others serve.
 
 A read that does not return cannot be interrupted. The reader is then stopped, which closes its outbox, and
 another one takes its place: what the abandoned thread's read brings one day is wiped and goes nowhere.
@@ -212,13 +212,14 @@ class SourceReader:
             return None
         self.read_since_ns = None
         self._size.took(count, len(view), ended_ns - begun_ns)
-        if self.capacity.add(count, ended_ns):
-            self._probing = False
+        measured = self.capacity.add(count, ended_ns)
         self._total_read += count
         with self._keeping, view[:count] as noise:
             if self._stopping:
                 return None
             vetted = self._vetting.feed(noise)
+            if measured and not self._vetting.starting:  # else one that is slow would wait for ever to begin
+                self._probing = False
             released, discarded = vetted.released, vetted.discarded
             if not wanted:
                 discarded += len(released)
