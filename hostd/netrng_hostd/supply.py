@@ -38,7 +38,8 @@ class _Feed:
 
 class Supply:
     """``alarmed`` is called when what was not sent yet may be of a source that failed; ``filled`` after each
-    delivery; ``kept`` says how many bytes reservations rest on (Scheduler.kept).
+    delivery and each change of those that serve; ``kept`` says how many bytes reservations rest on
+    (Scheduler.kept).
     """
 
     def __init__(
@@ -113,9 +114,11 @@ class Supply:
         if self.policy == XOR:
             for name, n_bytes in self._mixer.use(chosen).items():
                 self.ledger.destroyed((name,), n_bytes)
+            self._mix()  # what waited for a source that has left alone waits for nobody now
         if len(self._feeds) > 1:
             self._log_change(before, standings)
         self.allow()
+        self.filled()
 
     def deliver(self, name: str, delivery: Delivery) -> None:
         """What one read of the source came to; see Delivery."""
@@ -148,7 +151,8 @@ class Supply:
                 reader.allow(0)
                 continue
             if self.policy == XOR:
-                own, replaceable = min(room, self._mixer.room(name)), 0
+                # What waits of it needs room as well: it may all be mixed at once, when another one leaves.
+                own, replaceable = min(room - self._mixer.held(name), self._mixer.room(name)), 0
             else:
                 own, replaceable = room // n_serving, stored // n_serving
             noise_for = reader.vetting.noise_for
@@ -174,18 +178,22 @@ class Supply:
         elif self.policy == XOR:
             rest = len(released) - self._mixer.put(name, released)
             self.ledger.destroyed((name,), rest)  # the last read after it was allowed less
-            mixed = self._mixer.take()
-            self._store(mixed, self.serving)
-            mixed[:] = bytes(len(mixed))
+            self._mix()
         else:
             self._store(released, (name,))
+
+    def _mix(self) -> None:
+        mixed = self._mixer.take()
+        if mixed:
+            self._store(mixed, self.serving)
+            mixed[:] = bytes(len(mixed))
 
     def _store(self, vetted: bytearray, origin: Origin) -> None:
         excess = len(vetted) - self.reservoir.room
         if excess > 0:  # a probe's, or the last read after it was allowed less
             self.destroyed(self.reservoir.drop_oldest(excess))
-        if self.reservoir.put(vetted, origin, self.kept()) != len(vetted):
-            raise AssertionError("the source was read further than the reservoir has room")
+        stored = self.reservoir.put(vetted, origin, self.kept())
+        self.ledger.destroyed(origin, len(vetted) - stored)  # more than all but the seed reserve has room for
         for name in origin:
             self._feeds[name].given = True
 

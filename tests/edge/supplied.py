@@ -13,10 +13,12 @@ SOURCE = "source"
 ORIGIN = (SOURCE,)
 
 
-def make_supply(*names: str, policy: str = FAILOVER, min_sources: int = 1) -> Supply:
-    """Of a reservoir of 64 KiB with a seed reserve of 1 KiB; ``names``: just SOURCE if none is given."""
+def make_supply(
+    *names: str, policy: str = FAILOVER, min_sources: int = 1, size: int = 65536, seed_reserve: int = 1024
+) -> Supply:
+    """Its reservoir is empty; ``names``: just SOURCE if none is given."""
     known = names or ORIGIN
-    supply = Supply(known, policy, min_sources, Reservoir(65536, 1024), Ledger())
+    supply = Supply(known, policy, min_sources, Reservoir(size, seed_reserve), Ledger())
     supply.review([Standing(name, healthy=True, proved=True) for name in known])
     return supply
 

@@ -146,6 +146,50 @@ def test_xor_more_than_may_wait_is_destroyed_and_not_lost_from_the_books() -> No
     check(supply)
 
 
+def test_more_than_fits_beside_the_seed_reserve_is_destroyed_and_not_lost_from_the_books() -> None:
+    supply = make_supply("a", "b", policy=COMBINE, size=4096, seed_reserve=3072)
+    supply.deliver("a", delivered(b"a" * 4096))
+    late = delivered(b"b" * 1_500)  # allowed when there was room
+    supply.deliver("b", late)
+    assert supply.reservoir.stored == {A: 3072, B: 1024}
+    assert supply.ledger.source("b").destroyed == 476
+    assert not any(late.released)
+    check(supply)
+
+
+def give_as_allowed(supply: Supply, readers: dict[str, Reader], *names: str) -> None:
+    """These sources give windows as long as they may."""
+    read = {name: supply.ledger.source(name).read for name in names}
+    for name in names:
+        while read[name] + 512 <= readers[name].allowed[0]:
+            supply.deliver(name, delivered(name.encode() * 512))
+            read[name] += 512
+
+
+@pytest.mark.parametrize("seed_reserve", [1024, 32_768])
+@pytest.mark.parametrize("size", [4096, 65536, 262_144])
+def test_xor_the_others_go_on_when_the_one_that_they_waited_for_is_gone(size: int, seed_reserve: int) -> None:
+    seed_reserve = min(seed_reserve, size // 4)
+    supply = make_supply("a", "b", "c", policy=XOR, min_sources=2, size=size, seed_reserve=seed_reserve)
+    readers = {name: attach(supply, name, Reader()) for name in "abc"}
+    give_as_allowed(supply, readers, "c", "b", "a")
+    give_as_allowed(supply, readers, "c", "b", "a")
+    parts = supply.reservoir.take(supply.reservoir.available)[1]
+    for part in parts:
+        supply.ledger.sent("vm", part.n, part.origin)
+    supply.allow()
+    give_as_allowed(supply, readers, "a", "b")
+    waited = supply.held["a"]
+    assert waited == supply.held["b"] >= min(supply.reservoir.room, MIX_BYTES) - 512
+    filled: list[int] = []
+    supply.filled = lambda: filled.append(supply.reservoir.stored[MIX])
+    stand(supply, a=True, b=True, c=False)
+    assert filled == [waited]
+    assert supply.held == {"a": 0, "b": 0, "c": 0}
+    assert supply.ledger.source("a").destroyed == 0
+    check(supply)
+
+
 def test_an_alarm_destroys_what_the_source_had_a_part_in_and_nothing_else() -> None:
     supply = make_supply("a", "b", policy=COMBINE)
     alarms: list[str] = []
