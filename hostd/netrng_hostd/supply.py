@@ -22,6 +22,7 @@ from netrng_hostd.sources.reader import Delivery, SourceReader
 
 log = logging.getLogger("netrng.source")
 
+UNTOLD = Alarm("untold", "in the read before one that did not return")
 MIX_BYTES = 65536  # what may wait, of each source, for the others to have as much
 
 
@@ -103,7 +104,10 @@ class Supply:
         """Its reader has been stopped: what that held is gone."""
         feed = self._feeds[name]
         self.ledger.discarded(name, feed.held)
+        reader, held = feed.reader, feed.held
         feed.reader, feed.held = None, 0
+        if reader is not None and reader.alarms > feed.alarms:  # its delivery was on its way, and is wiped
+            self._alarm(name, feed, UNTOLD, held)
 
     def review(self, standings: Sequence[Standing]) -> None:
         """What is known of the sources has changed; ``standings`` are in the order of the configuration."""

@@ -242,6 +242,25 @@ def test_what_an_abandoned_reader_held_is_discarded_and_the_next_one_begins_anew
     assert reader.allowed[0] == supply.reservoir.room
 
 
+def test_an_alarm_of_an_abandoned_reader_that_never_arrived_destroys_all_the_same() -> None:
+    supply = make_supply("a", "b", policy=COMBINE)
+    reader = attach(supply, "a", Reader())
+    alarms: list[str] = []
+    supply.alarmed = lambda: alarms.append("")
+    supply.deliver("a", Delivery(900, bytearray(b"a" * 512), 0, 388))
+    supply.deliver("b", delivered(b"b" * 512))
+    reader.alarms += 1
+    supply.detach("a")
+    assert supply.reservoir.stored == {B: 512}
+    assert len(alarms) == 1
+    assert not supply.alarm_pending
+    check(supply)
+    attach(supply, "a", Reader())
+    supply.deliver("a", delivered(b"a" * 512))
+    supply.detach("a")
+    assert supply.reservoir.stored == {B: 512, A: 512}, "an alarm counts once"
+
+
 def test_room_is_counted_in_noise_where_noise_is_conditioned() -> None:
     supply = make_supply("a")
     reader = attach(supply, "a", Reader(min_entropy=4.0))  # 80 noise bytes for each 32
