@@ -584,6 +584,18 @@ def test_a_probe_measures_though_nobody_has_room_and_then_stops_by_itself(
     asyncio.run(scenario(), debug=True)
 
 
+def test_a_source_that_may_be_read_no_more_before_anything_came_is_not_silent() -> None:
+    async def scenario() -> None:
+        with reading(Script([]), Collector(), allowance=1_000) as reader:
+            await until(lambda: reader.read_since_ns is not None)
+            reader.allow(0)
+            await until(lambda: reader.read_since_ns is None)
+            reader.allow(1_000)
+            await until(lambda: reader.read_since_ns is not None)
+
+    asyncio.run(scenario(), debug=True)
+
+
 class Unplugged(Steady):
     """That source, which fails once on the way."""
 

@@ -258,6 +258,7 @@ class SourceReader:
                 if room > 0:
                     return room
                 self.capacity.waited()
+                self.read_since_ns = None  # it was allowed less while nothing came: now no byte may come
                 self._permitted.wait(WAKE_S)
 
     def _look(self) -> None:
