@@ -21,6 +21,7 @@ from netrng_hostd.supply import Supply
 log = logging.getLogger("netrng.source")
 
 PROBE_NS = 60_000_000_000  # a capacity older than that is measured anew
+LATE_NS = 1_500_000_000  # between two ticks, which come twice a second: the process stood still
 MAX_ABANDONED = 3  # threads of one source that hang in a read; each keeps a descriptor and a stack
 
 
@@ -54,6 +55,7 @@ class SourceWatch:
         self._abandoned: list[SourceReader] = []
         self._reported = SourceState("starting")
         self._silent = False
+        self._ticked_ns = self._went_on_ns = clock()
         self._troubled_ns = self.since_ns = clock()
         self.rng_current: str | None = None
         self.virtual = False
@@ -118,6 +120,9 @@ class SourceWatch:
 
     def tick(self, now_ns: int) -> None:
         """Notices a source that has gone silent, and has the capacity measured when its age says so."""
+        if now_ns - self._ticked_ns > LATE_NS:
+            self._went_on_ns = now_ns  # what stood still with us has had no time to return
+        self._ticked_ns = now_ns
         self._abandoned = [old for old in self._abandoned if old.alive]
         reader = self.reader
         if reader is None:
@@ -183,7 +188,9 @@ class SourceWatch:
         return f"{self.config.stall_timeout:g} s"
 
     def _too_long(self, since_ns: int | None, now_ns: int) -> bool:
-        return since_ns is not None and now_ns - since_ns > self.config.stall_timeout * 1e9
+        if since_ns is None:
+            return False
+        return now_ns - max(since_ns, self._went_on_ns) > self.config.stall_timeout * 1e9
 
     def _tell_state(self) -> None:
         self.since_ns = self._clock()

@@ -19,7 +19,7 @@ from netrng_hostd.config import SourceConfig
 from netrng_hostd.core.policy import Standing
 from netrng_hostd.sources import SourceFailure
 from netrng_hostd.sources.reader import LOOK_NS, SourceReader, SourceState
-from netrng_hostd.supervision import MAX_ABANDONED, PROBE_NS, SourceWatch
+from netrng_hostd.supervision import LATE_NS, MAX_ABANDONED, PROBE_NS, SourceWatch
 
 HWRNG = SourceConfig("hwrng", "device", "/dev/hwrng")
 STALL_NS = int(HWRNG.stall_timeout * 1e9)
@@ -104,6 +104,12 @@ class Watched:
     def reader(self) -> SourceReader:
         assert self.watch.reader is not None
         return self.watch.reader
+
+    def tick(self, now_ns: int) -> None:
+        """As the daemon does all the time, and now."""
+        for past_ns in range(self.watch._ticked_ns, now_ns, LATE_NS):
+            self.watch.tick(past_ns)
+        self.watch.tick(now_ns)
 
     def _changed(self) -> None:
         self.changes += 1
@@ -212,7 +218,7 @@ def test_a_kernel_that_does_not_answer_is_a_stalled_source_and_holds_nobody_up(
         with it:
             for attempt in range(1, MAX_ABANDONED + 1):
                 await until(lambda attempt=attempt: len(it.device.looks) == attempt)  # type: ignore[misc]
-                it.watch.tick(it.clock.now_ns + STALL_NS)
+                it.tick(it.clock.now_ns + STALL_NS)
                 assert it.watch.reader is not None
                 it.watch.tick(it.clock.now_ns + STALL_NS + 1)
                 assert it.watch.state.name == "stalled"
@@ -233,6 +239,23 @@ def test_a_kernel_that_does_not_answer_is_a_stalled_source_and_holds_nobody_up(
     ]
 
 
+def test_a_read_that_stood_still_with_the_daemon_has_all_its_time_again() -> None:
+    async def scenario() -> None:
+        it = Watched(reading=False)
+        it.device.hangs.set()
+        with it:
+            await until(lambda: it.reader.busy_since_ns is not None)
+            hung, woke_ns = it.reader, it.clock.now_ns + 60 * STALL_NS
+            it.watch.tick(woke_ns)
+            it.tick(woke_ns + STALL_NS)
+            assert it.watch.reader is hung
+            it.watch.tick(woke_ns + STALL_NS + 1)
+            assert it.watch.reader is not hung
+            assert it.watch.state.name == "stalled"
+
+    asyncio.run(scenario(), debug=True)
+
+
 def test_a_source_that_gives_nothing_is_stalled_and_proves_itself_before_it_counts_again(
     lines: Callable[[], list[str]],
 ) -> None:
@@ -244,7 +267,7 @@ def test_a_source_that_gives_nothing_is_stalled_and_proves_itself_before_it_coun
             await until(lambda: it.reader.read_since_ns is not None)
             changes = it.changes
             it.clock.now_ns += STALL_NS
-            it.watch.tick(it.clock.now_ns)
+            it.tick(it.clock.now_ns)
             assert it.watch.state.name == "healthy"
             it.clock.now_ns += 1
             await until(lambda: it.reader.busy_since_ns in (None, it.clock.now_ns))
