@@ -22,6 +22,7 @@ NAME = "netrng-hostd"
 EXAMPLES = """\
 examples:
   netrng-hostd check                     what is wrong here, and how to mend it
+  netrng-hostd check --source hwrng      test a source now (SP 800-90B 4.3)
   netrng-hostd attach web-1              give the domain web-1 a channel
   netrng-hostd quota web-1 --weight 300  three times the share of others
   netrng-hostd status --watch            who gets how much, live
@@ -33,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser, also for the man page's test."""
     parser = Parser(
         prog=NAME,
-        description="Shares one hardware random number generator fairly among the VMs of this hypervisor.",
+        description="Shares hardware random number generators fairly among the VMs of this hypervisor.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -64,7 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_config(run)
     check = add("check", "tell what is wrong with the configuration and this host", "netrng-hostd check")
     add_config(check)
-    check.add_argument("--config-only", action="store_true", help="check the configuration alone")
+    part = check.add_mutually_exclusive_group()
+    part.add_argument("--config-only", action="store_true", help="check the configuration alone")
+    part.add_argument("--source", metavar="NAME", help="run the health tests on this source now")
     status = add("status", "show sources, domains, quotas and rates", "netrng-hostd status --watch")
     add_config(status)
     form = status.add_mutually_exclusive_group()
@@ -148,7 +151,10 @@ def _run_configured(options: argparse.Namespace) -> int:
         return _run_daemon(config, options.config)
     if command == "check":
         from netrng_hostd.operate import check
+        from netrng_hostd.operate.check import on_demand
 
+        if options.source is not None:
+            return on_demand.run(options.config, options.source)
         return check.run(options.config, config_only=options.config_only)
     if command == "status":
         from netrng_hostd.operate import status

@@ -16,10 +16,12 @@ import threading
 import tty
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.edge.rig import PATIENCE_S, wait_for
 from tests.edge.test_egd import Noise, serving
+from tests.streams import stream
 
 from netrng_hostd.config import ChannelConfig, Config, LibvirtConfig, SourceConfig
 from netrng_hostd.hypervisor import LiveChannel, LiveDomain, QuotaElement, UnreachableError
@@ -29,9 +31,12 @@ from netrng_hostd.operate.check.device import check_source, holders
 from netrng_hostd.operate.check.domains import check_domains, list_domains
 from netrng_hostd.operate.check.finding import Finding, TooLate, within
 from netrng_hostd.operate.check.host import check_host
+from netrng_hostd.operate.check.noise import DISTRUST
+from netrng_hostd.operate.check.running import check_running
 from netrng_hostd.operate.control import ControlServer
-from netrng_hostd.operate.status import DaemonStatus
+from netrng_hostd.operate.status import SOURCE_STATES, DaemonStatus, SourceStatus
 
+NOISE = stream(1024)  # as much as the start-up test takes
 UUID = "11111111-2222-3333-4444-555555555555"
 
 
@@ -83,7 +88,7 @@ def source(path: str, kind: str = "device") -> SourceConfig:
 
 def test_a_source_that_delivers(terminal: tuple[int, str]) -> None:
     master, path = terminal
-    os.write(master, bytes(16))
+    os.write(master, NOISE)
     assert lines(check_source(source(path), frozenset(), PATIENCE_S)) == []
 
 
@@ -95,9 +100,39 @@ def test_a_source_that_delivers_nothing(terminal: tuple[int, str]) -> None:
         f"! source hwrng: {path} gave not one byte within 0.05 s; see whether its driver is stuck (dmesg) "
         "or another program reads all of it"
     ]
-    os.write(master, bytes(16))
+    os.write(master, NOISE)
     for thread in set(threading.enumerate()) - before:
         thread.join(5)
+
+
+def test_a_source_that_delivers_slowly(terminal: tuple[int, str]) -> None:
+    """What comes in time is too little for the tests, and enough to see that it delivers."""
+    master, path = terminal
+    before = set(threading.enumerate())
+    os.write(master, NOISE[:40])
+    assert lines(check_source(source(path), frozenset(), read_s=2)) == []
+    os.write(master, NOISE)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(PATIENCE_S)  # it reads no more than it had begun to
+    assert not set(threading.enumerate()) - before
+
+
+def test_a_source_that_delivers_zeros(terminal: tuple[int, str]) -> None:
+    said = (
+        "! source hwrng: health test alarm (repetition-count) after {} bytes: 6 equal bytes in a row, "
+        "alarm from 6; distrust it: cable, driver, age; netrng-hostd check --source hwrng tests more of it"
+    )
+    assert lines(check_source(source("/dev/zero"), frozenset(), PATIENCE_S)) == [said.format(6)]
+    master, path = terminal
+    os.write(master, NOISE[:1000] + bytes(24))
+    assert lines(check_source(source(path), frozenset(), PATIENCE_S)) == [said.format(1006)]
+
+
+def test_a_claim_below_8_bits_is_tested_as_such(terminal: tuple[int, str]) -> None:
+    master, path = terminal
+    few = dataclasses.replace(source(path), min_entropy=1.0)
+    os.write(master, bytes(value % 4 for value in NOISE))
+    assert lines(check_source(few, frozenset(), PATIENCE_S)) == []
 
 
 def test_no_device() -> None:
@@ -161,7 +196,7 @@ def test_a_fifo_with_a_silent_writer_is_no_problem(tmp_path: Path) -> None:
 
 def test_a_virtual_device_is_labelled(terminal: tuple[int, str], monkeypatch: pytest.MonkeyPatch) -> None:
     master, path = terminal
-    os.write(master, bytes(16))
+    os.write(master, NOISE)
     monkeypatch.setattr(device, "is_hwrng", lambda _: True)
     monkeypatch.setattr(device, "rng_current", lambda: "virtio_rng.0")
     monkeypatch.setattr(device, "holders", lambda _: ([], False))
@@ -172,7 +207,7 @@ def test_a_virtual_device_is_labelled(terminal: tuple[int, str], monkeypatch: py
 def test_a_required_rng(terminal: tuple[int, str], monkeypatch: pytest.MonkeyPatch) -> None:
     master, path = terminal
     wanted = dataclasses.replace(source(path), rng_current="tpm-rng-0")
-    os.write(master, bytes(16))
+    os.write(master, NOISE)
     assert lines(check_source(wanted, frozenset(), PATIENCE_S)) == [
         f"! source hwrng: {path} is not the kernel's hardware RNG device (/dev/hwrng), "
         "so it cannot have an rng_current; take rng_current out of [[source]]"
@@ -181,13 +216,13 @@ def test_a_required_rng(terminal: tuple[int, str], monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(device, "holders", lambda _: ([], False))
     for current, told in (("chaoskey-hw-0", "chaoskey-hw-0"), (None, "nothing")):
         monkeypatch.setattr(device, "rng_current", lambda current=current: current)
-        os.write(master, bytes(16))
+        os.write(master, NOISE)
         assert lines(check_source(wanted, frozenset(), PATIENCE_S)) == [
             f"! source hwrng: the kernel has {told} behind {path}, and the configuration requires tpm-rng-0; "
             "choose it: echo tpm-rng-0 > /sys/class/misc/hw_random/rng_current"
         ]
     monkeypatch.setattr(device, "rng_current", lambda: "tpm-rng-0")
-    os.write(master, bytes(16))
+    os.write(master, NOISE)
     assert lines(check_source(wanted, frozenset(), PATIENCE_S)) == []
 
 
@@ -234,7 +269,8 @@ def test_an_egd_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "egd"
     with serving(path, Noise()) as server:
         assert lines(check_source(source(str(path), "egd"), frozenset(), PATIENCE_S)) == []
-        assert server.requests == [(1, 16)]
+        assert set(server.requests) == {(1, 255)}
+        assert len(server.requests) == 5, "for 1,024 bytes"
     (line,) = lines(check_source(source(str(path), "egd"), frozenset(), PATIENCE_S))
     assert line == (
         f"! source hwrng: cannot connect to {path}: Connection refused; "
@@ -244,6 +280,16 @@ def test_an_egd_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = lines(check_source(remote, frozenset(), PATIENCE_S))
     assert line.endswith("or set address in [[source]]")
     assert lines(device.check_refused(remote)) == []
+
+
+def test_an_egd_server_that_gives_zeros(tmp_path: Path) -> None:
+    def answer(conn: socket.socket, _: int, n_bytes: int) -> bool:
+        conn.sendall(bytes([n_bytes]) + bytes(n_bytes))
+        return True
+
+    with serving(tmp_path / "egd", answer):
+        (line,) = lines(check_source(source(str(tmp_path / "egd"), "egd"), frozenset(), PATIENCE_S))
+    assert line.startswith("! source hwrng: health test alarm (repetition-count) after 6 bytes: ")
 
 
 def test_an_egd_server_that_closes_or_denies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +354,7 @@ def test_other_holders_are_noted_and_the_daemon_is_not(
     monkeypatch.setattr(device, "rng_current", lambda: "tpm-rng-0")
     found = [device.Holder(7, "rngd"), device.Holder(8, "netrng-hostd")]
     monkeypatch.setattr(device, "holders", lambda _: (found, True))
-    os.write(master, bytes(16))
+    os.write(master, NOISE)
     assert lines(check_source(source(path), frozenset([8]), PATIENCE_S)) == [
         f"rngd (pid 7) holds {path} open as well and takes a part of it; "
         "stop it if the VMs are to have all of it",
@@ -493,12 +539,70 @@ def test_a_daemon_that_runs(no_swap: Path, tmp_path: Path) -> None:
     loaded = Config(control=path)
     assert host.running_daemon(loaded) is None
 
-    async def ask() -> int | None:
+    async def ask() -> DaemonStatus | None:
         async with ControlServer(path, lambda: DaemonStatus("1", pid=4711)):
             return await asyncio.to_thread(host.running_daemon, loaded)
 
-    assert asyncio.run(ask(), debug=True) == 4711
+    assert asyncio.run(ask(), debug=True) == DaemonStatus("1", pid=4711)
     assert host_found(path, 4711) == ["netrng-hostd is running (pid 4711); a second one would be refused"]
+
+
+# What the running daemon knows of its sources
+
+
+def told(state: str, name: str = "hwrng", **more: Any) -> SourceStatus:
+    return SourceStatus(name, more.pop("kind", "device"), state, f"/dev/{name}", **more)
+
+
+def running_found(*sources: SourceStatus, policy: str = "failover", min_sources: int = 1) -> list[str]:
+    return lines(check_running(DaemonStatus("1", sources, policy=policy, min_sources=min_sources)))
+
+
+def test_sources_that_are_well_are_not_spoken_of() -> None:
+    assert running_found(told("healthy", serving=True)) == []
+    assert running_found(told("starting")) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "what_to_do"),
+    [
+        ("failed", "device", f"{DISTRUST}; netrng-hostd check --source hwrng tests it now"),
+        ("failed", "fifo", "distrust it: the program that writes there, and its device"),
+        ("stalled", "device", "see whether its driver is stuck (dmesg) or another program reads all of it"),
+        ("absent", "device", "plug the RNG in, load its driver, or set path in [[source]]"),
+        ("absent", "fifo", "start the program that writes there"),
+        ("absent", "egd", "start the EGD server (or stunnel) that is to listen there"),
+        ("denied", "device", "let the daemon read it: run it as root; under systemd, DeviceAllow"),
+        ("error", "device", "see dmesg, and the daemon's log"),
+    ],
+)
+def test_every_other_state_is_a_problem(state: str, kind: str, what_to_do: str) -> None:
+    assert set(SOURCE_STATES) == {
+        "starting", "healthy", "failed", "stalled", "absent", "denied", "error",
+    }  # fmt: skip
+    assert running_found(told(state, kind=kind, detail="why\x1b")) == [
+        rf"! source hwrng: {state} in the running daemon (why\x1b); {what_to_do}"
+    ]
+
+
+def test_one_that_serves_in_the_place_of_a_better_one_is_noted() -> None:
+    alea = told("healthy", "alea", serving=True)
+    assert running_found(told("failed"), alea)[1:] == [
+        "failover: VMs are served from alea, because hwrng is failed"
+    ]
+    assert running_found(told("healthy"), alea) == [
+        "failover: VMs are served from alea, because hwrng has not yet proved itself again"
+    ]
+    assert running_found(told("healthy"), alea, policy="combine") == []
+
+
+def test_a_mix_of_too_few_is_a_problem() -> None:
+    few = (told("healthy"), told("stalled", "alea"), told("healthy", "web", credit=False))
+    assert running_found(*few, policy="xor", min_sources=2)[1:] == [
+        "! xor: nothing is given out: of 2 sources that count 1 is healthy, and 2 are needed; "
+        "mend the others, or set min_sources in [sources]"
+    ]
+    assert running_found(told("healthy"), told("starting", "alea"), policy="xor", min_sources=2) == []
 
 
 def test_no_group(no_swap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -534,7 +638,7 @@ def test_memory_that_could_be_swapped(no_swap: Path, tmp_path: Path, monkeypatch
 def file(tmp_path: Path, terminal: tuple[int, str], no_swap: Path) -> Path:
     """A configuration with which nothing is wrong, for one check."""
     master, path = terminal
-    os.write(master, bytes(16))
+    os.write(master, NOISE)
     written = tmp_path / "hostd.toml"
     written.write_text(f'control = "{tmp_path}/hostd.sock"\n[[source]]\npath = "{path}"\n')
     return written
@@ -552,6 +656,25 @@ def test_something_wrong(file: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert check.run(str(file), list_them=lambda _: [domain(channel=virtio(None))]) == 1
     assert capsys.readouterr().out == (
         "WRONG  web-1: libvirt shows no socket for its channel; restart the domain\n1 thing to mend\n"
+    )
+
+
+def test_what_the_running_daemon_says(
+    file: Path, tmp_path: Path, terminal: tuple[int, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    told_by_daemon = DaemonStatus("1", (told("failed", detail="health test: why"),), pid=4711)
+
+    async def run() -> int:
+        async with ControlServer(str(tmp_path / "hostd.sock"), lambda: told_by_daemon):
+            return await asyncio.to_thread(check.run, str(file), list_them=lambda _: [domain()])
+
+    assert asyncio.run(run(), debug=True) == 1
+    assert capsys.readouterr().out == (
+        "WRONG  source hwrng: failed in the running daemon (health test: why); "
+        "distrust it: cable, driver, age; netrng-hostd check --source hwrng tests it now\n"
+        "note   netrng-hostd is running (pid 4711); a second one would be refused\n"
+        "note   web-1 has no channel; give it one: netrng-hostd attach web-1\n"
+        "1 thing to mend\n"
     )
 
 

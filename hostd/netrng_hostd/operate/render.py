@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from netrng_hostd.operate.domain_table import (
@@ -19,11 +17,10 @@ from netrng_hostd.operate.domain_table import (
     STRONG,
     STYLES,
     domain_table,
-    name_text,
     state_text,
-    table,
 )
-from netrng_hostd.operate.status import DaemonStatus, DomainStatus, SourceStatus
+from netrng_hostd.operate.source_table import below, sources_part
+from netrng_hostd.operate.status import DaemonStatus, DomainStatus
 from netrng_hostd.operate.units import bar, duration, printable, rate, size
 
 
@@ -36,8 +33,7 @@ def render(status: DaemonStatus, width: int, max_domains: int | None = None) -> 
     parts: list[RenderableType] = [
         _headline(status),
         Text(),
-        _sources(status.sources),
-        *_labels(status.sources),
+        *sources_part(status),
         *_hypervisors(status),
         _reservoir(status),
         *_promises(status),
@@ -65,47 +61,6 @@ def _headline(status: DaemonStatus) -> Text:
     return line
 
 
-def _sources(sources: Sequence[SourceStatus]) -> Table:
-    made = table("SOURCE", "KIND", "STATE", "RATE", "READ", "DISCARDED", "CAPACITY")
-    for source in sources:
-        made.add_row(
-            name_text(source.name),
-            Text("PRNG", LOUD) if source.kind == "prng" else Text(source.kind),
-            state_text(source.state),
-            rate(source.rate),
-            size(source.bytes_read),
-            size(source.bytes_discarded),
-            _capacity(source),
-        )
-    return made
-
-
-def _capacity(source: SourceStatus) -> Text:
-    if source.capacity is None:
-        return Text("not known yet")
-    text = Text(rate(source.capacity))
-    if source.capacity_age_s is not None:
-        text.append(f" {duration(source.capacity_age_s)} ago", FAINT)
-    return text
-
-
-def _labels(sources: Sequence[SourceStatus]) -> Iterator[RenderableType]:
-    """What a person must know of a source besides its numbers."""
-    for source in sources:
-        device = f"{source.path} is " if source.path else ""
-        if source.kind == "prng":
-            yield _below(f"{device}A PSEUDO-RANDOM STREAM, NOT A HARDWARE RNG: for trials only", LOUD)
-        elif source.virtual:
-            yield _below(
-                f"{device}VIRTUAL ({source.rng_current}): only as good as the word of this machine's host",
-                f"bold {DOUBTFUL}",
-            )
-        elif source.rng_current:
-            yield _below(f"{device}{source.rng_current}", FAINT)
-        if source.detail:
-            yield _below(source.detail, STYLES.get(source.state, BAD))
-
-
 def _hypervisors(status: DaemonStatus) -> Iterator[RenderableType]:
     for uri in status.uris:
         line = Text("libvirt    ", FAINT)
@@ -114,7 +69,7 @@ def _hypervisors(status: DaemonStatus) -> Iterator[RenderableType]:
             line.append(f" {_since(status, uri.since)}", FAINT)
         yield line
         if uri.detail and uri.state != "connected":
-            yield _below(uri.detail, BAD)
+            yield below(uri.detail, BAD)
 
 
 def _reservoir(status: DaemonStatus) -> Text:
@@ -136,7 +91,7 @@ def _promises(status: DaemonStatus) -> Iterator[RenderableType]:
         yield line
         if admission.shrunk:
             part = admission.promisable / admission.promised
-            yield _below(f"THE SOURCE GIVES LESS: every reservation holds to {part:.0%}", DOUBTFUL)
+            yield below(f"THE SOURCE GIVES LESS: every reservation holds to {part:.0%}", DOUBTFUL)
 
 
 def _troubles(status: DaemonStatus, shown: Sequence[DomainStatus]) -> Iterator[RenderableType]:
@@ -166,7 +121,3 @@ def _advice(status: DaemonStatus) -> Iterator[RenderableType]:
 
 def _since(status: DaemonStatus, since: float) -> str:
     return duration(status.time - since)
-
-
-def _below(text: str, style: str) -> Padding:
-    return Padding(Text(printable(text), style), (0, 0, 0, 2))

@@ -20,11 +20,12 @@ from netrng_hostd.config import SYSTEM_CONTROL, ConfigError, default_control
 from netrng_hostd.operate.control import NoDaemon, ask
 from netrng_hostd.operate.domain_table import WIDE
 from netrng_hostd.operate.render import render
+from netrng_hostd.operate.source_table import sources_part
 from netrng_hostd.operate.status import DaemonStatus, from_json
 
 EXIT_NO_DAEMON = 3
 INTERVAL_S = 1.0
-LINES_AROUND = 14  # of a screen, besides the table of domains
+LINES_AROUND = 13  # of a screen, besides the sources and the table of domains
 
 
 def show(control: str, *, as_json: bool = False, watch: bool = False, console: Console | None = None) -> int:
@@ -98,6 +99,7 @@ def _pictures(control: str, console: Console, status: DaemonStatus) -> Iterator[
 
 
 def _picture(status: DaemonStatus, console: Console, trouble: str = "") -> RenderableType:
-    room = max(1, console.height - LINES_AROUND - len(status.sources) - len(status.uris))
+    used = len(status.sources) + len(sources_part(status)) + len(status.uris)
+    room = max(1, console.height - LINES_AROUND - used)
     picture = render(status, console.width, room if console.width >= WIDE else max(1, room // 3))
     return Group(picture, Text(f"\n{trouble}; asking again", "bold red")) if trouble else picture

@@ -169,6 +169,14 @@ class DaemonStatus:
     min_sources: int = 1
 
 
+def too_few(status: DaemonStatus) -> str:
+    """How many sources the policy `xor` has, and how many it needs."""
+    counted = [source for source in status.sources if source.credit]
+    healthy = sum(source.state == "healthy" for source in counted)
+    well = f"{healthy} {'is' if healthy == 1 else 'are'} healthy"
+    return f"of {len(counted)} sources that count {well}, and {status.min_sources} are needed"
+
+
 def to_json(status: DaemonStatus) -> str:
     """One line, ASCII: whatever a guest chose to call itself, a terminal is safe from it."""
     # Not dataclasses.asdict: it copies everything first, which takes five times as long as the encoding.

@@ -13,8 +13,9 @@ from netrng_hostd.core.quota import resolve
 from netrng_hostd.core.spelling import format_rate, format_size
 from netrng_hostd.operate.check.device import check_refused, check_source
 from netrng_hostd.operate.check.domains import ListDomains, check_domains, list_domains
-from netrng_hostd.operate.check.finding import Finding, note, problem
+from netrng_hostd.operate.check.finding import Finding, note, problem, show
 from netrng_hostd.operate.check.host import check_host, running_daemon
+from netrng_hostd.operate.check.running import check_running
 
 __all__ = ["Finding", "findings", "run"]
 
@@ -34,10 +35,13 @@ def findings(
     yield from _short_bursts(config)
     if config_only:
         return
-    daemon_pid = running_daemon(config)
+    daemon = running_daemon(config)
+    daemon_pid = None if daemon is None else daemon.pid
     own_pids = frozenset(pid for pid in (daemon_pid, os.getpid()) if pid is not None)
     for source in config.sources:
         yield from check_source(source, own_pids)
+    if daemon is not None:
+        yield from check_running(daemon)
     yield from check_host(config, daemon_pid)
     yield from check_domains(config, list_them)
 
@@ -52,9 +56,9 @@ def run(path: str | None, *, config_only: bool = False, list_them: ListDomains =
         for finding in findings(path, config_only=config_only, list_them=list_them):
             wrong += finding.wrong
             notes += not finding.wrong
-            _print(finding)
+            show(finding)
     except ConfigError as error:
-        _print(problem(str(error)))
+        show(problem(str(error)))
         return 2
     what = "the configuration" if config_only else "the configuration and this host"
     if wrong:
@@ -62,10 +66,6 @@ def run(path: str | None, *, config_only: bool = False, list_them: ListDomains =
     else:
         tell(f"nothing wrong with {what}{f', {notes} to note' if notes else ''}")
     return 1 if wrong else 0
-
-
-def _print(finding: Finding) -> None:
-    tell(f"{'WRONG' if finding.wrong else 'note '}  {finding.text}")
 
 
 def _short_bursts(config: Config) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ import psutil
 
 from netrng_hostd.config import SourceConfig
 from netrng_hostd.operate.check.finding import Finding, TooLate, note, problem, within
+from netrng_hostd.operate.check.noise import Trial, alarm_trouble
 from netrng_hostd.operate.check.upstream import check_egd, check_fifo
 from netrng_hostd.operate.units import printable
 from netrng_hostd.sources.identity import (
@@ -24,7 +25,7 @@ from netrng_hostd.sources.identity import (
     wrong_name,
 )
 
-READ_BYTES = 16
+READ_BYTES = 16  # at once: a read returns when all are there
 _WANTED = {
     "device": "a hardware RNG's device",
     "fifo": "the FIFO that the program writes into",
@@ -48,7 +49,8 @@ def check_refused(source: SourceConfig) -> Iterator[Finding]:
 
 
 def check_source(source: SourceConfig, own_pids: frozenset[int], read_s: float = READ_S) -> Iterator[Finding]:
-    """Reads a few bytes, which are thrown away, and looks at what the kernel says of the device.
+    """Reads what a start-up test takes, or what comes in time, which is thrown away; looks at what the kernel
+    says of the device.
 
     A FIFO is not read, see check_fifo.
     """
@@ -85,30 +87,39 @@ def check_source(source: SourceConfig, own_pids: frozenset[int], read_s: float =
 
 
 def _try_read(source: SourceConfig, read_s: float) -> str | None:
-    """What is wrong with reading, and what to do; None if bytes came."""
-    path = source.path
+    """What is wrong with reading, and what to do; None if bytes came, and nothing is wrong with them."""
+    path, trial = source.path, Trial(source.min_entropy)
     try:
-        count = within(read_s, lambda: _read(path, wait=source.kind == "device"))
+        within(read_s, lambda: _read(path, trial, wait=source.kind == "device"))
     except TooLate:
-        return (
-            f"{path} gave not one byte within {read_s:g} s; see whether its driver is stuck (dmesg) "
-            "or another program reads all of it"
-        )
+        trial.over = True
+        if not trial.n_bytes:
+            return (
+                f"{path} gave not one byte within {read_s:g} s; see whether its driver is stuck (dmesg) "
+                "or another program reads all of it"
+            )
     except BlockingIOError:
-        return None  # a FIFO whose writer has nothing to say now
+        pass  # a FIFO whose writer has no more to say now
     except OSError as error:
         return _mend(path, error)
-    return None if count or source.kind == "prng" else f"{path} is at its end; set path to a device"
+    else:
+        if not trial.n_bytes and source.kind != "prng":
+            return f"{path} is at its end; set path to a device"
+    return alarm_trouble(trial, source)
 
 
-def _read(path: str, *, wait: bool) -> int:
+def _read(path: str, trial: Trial, *, wait: bool) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | (0 if wait else os.O_NONBLOCK))
     try:
-        buffer = bytearray(READ_BYTES)
-        count = os.readv(fd, [buffer])
-        buffer[:] = bytes(READ_BYTES)
-        return count
+        with memoryview(bytearray(READ_BYTES)) as buffer:
+            while not (trial.over or trial.started_up or trial.alarm):
+                count = os.readv(fd, [buffer])
+                trial.feed(buffer[:count])
+                buffer[:] = bytes(READ_BYTES)
+                if count == 0:
+                    return
     finally:
+        trial.wipe()
         os.close(fd)
 
 

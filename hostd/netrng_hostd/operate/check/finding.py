@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
+
+from netrng_guest.stdio import tell
 
 T = TypeVar("T")
 
@@ -25,30 +27,50 @@ def note(text: str) -> Finding:
     return Finding(False, text)
 
 
+def show(finding: Finding) -> None:
+    """Prints it."""
+    tell(f"{'WRONG' if finding.wrong else 'note '}  {finding.text}")
+
+
 class TooLate(Exception):
     """Something did not return in time."""
 
 
-def within(seconds: float, function: Callable[[], T]) -> T:
-    """What ``function`` returns or raises; raises TooLate when that takes longer.
+class Job(Generic[T]):
+    """``function`` in a daemon thread: one that does not return is left behind.
 
-    It runs in a daemon thread, which is left behind then: neither a read nor a call of libvirt can be
-    interrupted, and neither keeps the process.
+    Neither a read nor a call of libvirt can be interrupted, and neither keeps the process.
     """
-    results: list[T] = []
-    errors: list[BaseException] = []
 
-    def run() -> None:
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self._results: list[T] = []
+        self._errors: list[BaseException] = []
+        self._thread = threading.Thread(target=self._run, name="netrng-check", daemon=True)
+        self._thread.start()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it has returned by then, or raised."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def result(self) -> T:
+        """What it returned or raised; raises TooLate while it has done neither."""
+        if self._thread.is_alive():
+            raise TooLate
+        if self._errors:
+            raise self._errors[0]
+        return self._results[0]
+
+    def _run(self) -> None:
         try:
-            results.append(function())
+            self._results.append(self._function())
         except BaseException as error:
-            errors.append(error)
+            self._errors.append(error)
 
-    thread = threading.Thread(target=run, name="netrng-check", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise TooLate
-    if errors:
-        raise errors[0]
-    return results[0]
+
+def within(seconds: float, function: Callable[[], T]) -> T:
+    """What ``function`` returns or raises; raises TooLate when that takes longer, and leaves it behind."""
+    job = Job(function)
+    job.wait(seconds)
+    return job.result()

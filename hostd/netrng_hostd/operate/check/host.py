@@ -12,16 +12,16 @@ from pathlib import Path
 from netrng_hostd.config import SYSTEM_CONTROL, Config
 from netrng_hostd.operate.check.finding import Finding, note, problem
 from netrng_hostd.operate.control import GROUP, NoDaemon, ask
-from netrng_hostd.operate.status import from_json
+from netrng_hostd.operate.status import DaemonStatus, from_json
 
 SWAPS = Path("/proc/swaps")
 CONTROL_S = 2.0
 
 
-def running_daemon(config: Config) -> int | None:
-    """The pid of the daemon that answers at the control socket; None if none does."""
+def running_daemon(config: Config) -> DaemonStatus | None:
+    """What the daemon that answers at the control socket says; None if none does."""
     try:
-        return from_json(ask(config.control, timeout_s=CONTROL_S)).pid
+        return from_json(ask(config.control, timeout_s=CONTROL_S))
     except (NoDaemon, ValueError):
         return None
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from netrng_hostd.config import SourceConfig
 from netrng_hostd.operate.check.finding import Finding, TooLate, note, problem, within
+from netrng_hostd.operate.check.noise import Trial, alarm_trouble
 from netrng_hostd.sources import SourceFailure
 from netrng_hostd.sources.egd import EgdSource
 
-ASK_BYTES = 16
+ASK_BYTES = 255  # at once: as much as EGD gives
 
 
 def check_fifo(source: SourceConfig) -> Iterator[Finding]:
@@ -38,37 +39,43 @@ def check_fifo(source: SourceConfig) -> Iterator[Finding]:
 
 
 def check_egd(source: SourceConfig, read_s: float) -> Iterator[Finding]:
-    """Asks for a few bytes, which are thrown away."""
+    """Asks for what a start-up test takes, or what comes in time, which is thrown away."""
+    trial = Trial(source.min_entropy)
     try:
-        came = within(read_s, lambda: _ask(EgdSource(source.path, source.address), read_s))
+        within(read_s, lambda: _ask(EgdSource(source.path, source.address), trial, read_s))
     except TooLate:
-        came = False
+        trial.over = True
     except SourceFailure as failure:
-        yield problem(f"source {source.name}: {failure.detail}; {_mend(source, failure)}")
+        yield problem(f"source {source.name}: {failure.detail}; {mend_egd(source, failure)}")
         return
-    if not came:
+    trouble = alarm_trouble(trial, source)
+    if trouble is not None:
+        yield problem(f"source {source.name}: {trouble}")
+    elif not trial.n_bytes:
         yield problem(
             f"source {source.name}: {source.place} gave not one byte within {read_s:g} s; "
             "see whether the EGD server there has any left, and its log"
         )
 
 
-def _ask(egd: EgdSource, read_s: float) -> bool:
-    """Whether bytes come in time. Raises SourceFailure."""
+def _ask(egd: EgdSource, trial: Trial, read_s: float) -> None:
+    """Feeds ``trial`` with what comes in time. Raises SourceFailure."""
     end = time.monotonic() + read_s
     with memoryview(bytearray(ASK_BYTES)) as buffer:
         try:
             egd.open()
-            while time.monotonic() < end:
-                if egd.read_into(buffer):
-                    return True
-            return False
+            while time.monotonic() < end and not (trial.over or trial.started_up or trial.alarm):
+                count = egd.read_into(buffer)
+                trial.feed(buffer[:count])
+                buffer[:] = bytes(ASK_BYTES)
         finally:
             egd.close()
+            trial.wipe()
             buffer[:] = bytes(ASK_BYTES)
 
 
-def _mend(source: SourceConfig, failure: SourceFailure) -> str:
+def mend_egd(source: SourceConfig, failure: SourceFailure) -> str:
+    """What to do about it, where the source is an EGD server."""
     if failure.state == "absent":
         key = "path" if source.path else "address"
         return f"start the EGD server (or stunnel) that is to listen there, or set {key} in [[source]]"
