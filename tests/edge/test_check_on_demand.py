@@ -121,8 +121,8 @@ def test_a_source_that_fails_later(file: Callable[..., str], capsys: pytest.Capt
 def test_a_source_that_gives_nothing(file: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
     with device(b"") as path:
         assert run(file(path), "t", PATIENT._replace(silent_s=0.2)) == 1
-        assert capsys.readouterr().out == (
-            f"WRONG  source t: {path} gave not one byte within 1 s; look at its driver (dmesg), and whether "
+        assert re.sub(r"\d+ s;", "N s;", capsys.readouterr().out) == (
+            f"WRONG  source t: {path} gave not one byte within N s; look at its driver (dmesg), and whether "
             "another program reads all of it: netrng-hostd check\n"
         )
 
@@ -152,12 +152,10 @@ def test_a_slow_one_passes_with_what_came_in_time(
 
 
 @pytest.mark.parametrize("kind", ["device", "prng"])
-def test_one_that_stops(
-    kind: str, file: Callable[..., str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_that_stops(kind: str, file: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
     """A read of a device hangs then, one of a PRNG does not."""
     with device(NOISE[:2048]) as path:
-        toml = file(path, f'kind = "{kind}"', "stall_timeout = 1.0")
+        toml = file(path, f'kind = "{kind}"', "stall_timeout = 0.5")
         assert run(toml, "t", PATIENT._replace(test_s=4)) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"WRONG  source t: {path} gave no byte for ")
@@ -321,7 +319,7 @@ def test_progress_is_shown_on_a_terminal(file: Callable[..., str], tmp_path: Pat
     assert command.returncode == 0
     assert PASSED in out
     assert b"\r\x1b[Ktesting t: " in said
-    assert b" of 65.5 kB, 1 s" in said
+    assert re.search(rb"testing t: [\d.]+ k?B of 65\.5 kB, \d+ s", said)
     assert said.endswith(b"\r\x1b[K"), "the line is empty again"
 
 

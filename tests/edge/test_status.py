@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
@@ -229,6 +230,129 @@ def test_a_virtual_device_is_labelled() -> None:
     assert "/dev/hwrng is VIRTUAL (virtio_rng.0): only as good as the word of" in drawn(
         dataclasses.replace(STATUS, sources=(virtual,))
     )
+
+
+# Several sources
+
+HWRNG = dataclasses.replace(DEVICE, serving=True)
+ALEA = dataclasses.replace(DEVICE, name="alea", path="/dev/alea", rng_current=None)
+TRIAL = SourceStatus("trial", "prng", "healthy", "/dev/urandom")
+BROKEN = dataclasses.replace(DEVICE, state="failed", detail="health test: why")
+
+
+def serving(source: SourceStatus, **changed: Any) -> SourceStatus:
+    return dataclasses.replace(source, serving=True, **changed)
+
+
+def drawn_with(
+    *sources: SourceStatus, policy: str = "failover", min_sources: int = 1, stored: int = 0
+) -> str:
+    """In a wide terminal, with the policy's line as its first."""
+    reservoir = dataclasses.replace(STATUS.reservoir, stored=stored)
+    shown = dataclasses.replace(
+        STATUS, sources=sources, policy=policy, min_sources=min_sources, reservoir=reservoir
+    )
+    lines = drawn(shown, 160).splitlines()
+    (line,) = [line for line in lines if line.startswith("policy ")]
+    return "\n".join((line.rstrip(), *lines))
+
+
+def test_several_sources_at_a_glance() -> None:
+    weak = dataclasses.replace(
+        ALEA, min_entropy=4.0, bytes_read=1_000_000, bytes_discarded=600_100, bytes_conditioned=600_000
+    )
+    shown = dataclasses.replace(STATUS, sources=(HWRNG, weak), domains=())
+    assert [line.rstrip() for line in drawn(shown).splitlines()][2:9] == [
+        "  SOURCE  KIND    STATE    RATE       READ     DISCARDED  CAPACITY",
+        "▶ hwrng   device  healthy  6.10 kB/s  1.20 MB  0 B        6.20 kB/s 1 s ago",
+        "  alea    device  healthy  6.10 kB/s  1.00 MB  100 B      6.20 kB/s 1 s ago",
+        "  hwrng: /dev/hwrng is tpm-rng-0",
+        "  alea: min_entropy 4 leaves 32 of 80 bytes; 600 kB compressed away",
+        "policy     failover: VMs are served from hwrng; next: alea",
+        "libvirt    qemu:///system connected",
+    ]
+
+
+def test_one_source_has_no_policy() -> None:
+    for source in (HWRNG, BROKEN):
+        assert "policy" not in drawn(dataclasses.replace(STATUS, sources=(source,)))
+
+
+@pytest.mark.parametrize(
+    ("sources", "line"),
+    [
+        ((HWRNG, ALEA), "failover: VMs are served from hwrng; next: alea"),
+        ((HWRNG, dataclasses.replace(ALEA, state="absent"), TRIAL),
+         "failover: VMs are served from hwrng; next: trial (PRNG)"),
+        ((BROKEN, serving(ALEA)),
+         "failover: VMs are served from alea, in the place of hwrng (failed); no other is healthy"),
+        ((dataclasses.replace(DEVICE), serving(ALEA)),
+         "failover: VMs are served from alea, in the place of hwrng (healthy); next: hwrng"),
+        ((BROKEN, serving(TRIAL)),
+         "failover: VMs are served from trial (PRNG), in the place of hwrng (failed); no other is healthy"),
+        ((BROKEN, dataclasses.replace(ALEA, state="absent")),
+         "failover: NOTHING IS GIVEN OUT: no source is healthy"),
+    ],
+)  # fmt: skip
+def test_failover(sources: tuple[SourceStatus, ...], line: str) -> None:
+    assert drawn_with(*sources).startswith(f"policy     {line}\n")
+
+
+def test_combine() -> None:
+    shown = drawn_with(HWRNG, serving(ALEA), policy="combine")
+    assert shown.startswith("policy     combine: hwrng + alea\n")
+    shown = drawn_with(BROKEN, serving(ALEA), policy="combine")
+    assert shown.startswith("policy     combine: alea; without hwrng (failed)\n")
+    assert "hwrng: health test: why" in shown
+
+
+def test_xor() -> None:
+    uncounted = serving(TRIAL, credit=False)
+    shown = drawn_with(HWRNG, serving(ALEA), uncounted, policy="xor", min_sources=2)
+    assert shown.startswith("policy     xor: hwrng ⊕ alea ⊕ trial (PRNG) (min_sources 2)\n")
+    assert "trial: mixed in, and counts for nothing (credit = false)" in shown
+    assert "trial: /dev/urandom is A PSEUDO-RANDOM STREAM, NOT A HARDWARE RNG: for trials only" in shown
+    few = (BROKEN, dataclasses.replace(ALEA), dataclasses.replace(uncounted, serving=False))
+    shown = drawn_with(*few, policy="xor", min_sources=2, stored=4096)
+    assert shown.startswith(
+        "policy     xor: NOTHING IS GIVEN OUT BUT THE 4.10 kB IN STORE: "
+        "of 2 sources that count 1 is healthy, and 2 are needed\n"
+    )
+    assert "▶" not in shown
+
+
+def test_what_is_loud() -> None:
+    """In red: that nothing is given out, and that a PRNG is."""
+
+    def styled(*sources: SourceStatus) -> str:
+        console = Console(file=io.StringIO(), width=160, force_terminal=True, color_system="standard")
+        console.print(render(dataclasses.replace(STATUS, sources=sources), 160))
+        assert isinstance(console.file, io.StringIO)
+        (line,) = [line for line in console.file.getvalue().splitlines() if "failover: " in line]
+        return line
+
+    assert "\x1b[1;31mfailover: NOTHING IS GIVEN OUT" in styled(BROKEN, ALEA)
+    assert "\x1b[1;31mfailover: VMs are served from trial (PRNG)" in styled(BROKEN, serving(TRIAL))
+    assert "\x1b[32mfailover: VMs are served from hwrng" in styled(HWRNG, ALEA)
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 150])
+def test_many_sources_fit_a_terminal(width: int) -> None:
+    many = tuple(serving(ALEA, name=f"{n}" * 60, path="/dev/" + "x" * 90, detail="y" * 99) for n in range(9))
+    for policy in ("failover", "combine", "xor"):
+        drawn(dataclasses.replace(STATUS, sources=many, policy=policy), width)
+
+
+def test_watch_leaves_room_for_the_sources() -> None:
+    """All of the picture has to fit, or the terminal scrolls."""
+    domains = tuple(dataclasses.replace(WEB, name=f"vm-{n}", uuid=str(n)) for n in range(50))
+    two = dataclasses.replace(STATUS, domains=domains, sources=(HWRNG, serving(ALEA, credit=False)))
+    for shown in (dataclasses.replace(two, sources=(HWRNG,)), two):
+        for width in (80, 160):
+            console = Console(file=io.StringIO(), width=width, height=40)
+            console.print(show._picture(shown, console))
+            assert isinstance(console.file, io.StringIO)
+            assert 30 < console.file.getvalue().count("\n") < 40
 
 
 def test_troubles_are_told() -> None:

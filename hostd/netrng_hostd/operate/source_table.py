@@ -106,7 +106,7 @@ def _conditioning(source: SourceStatus) -> str:
 
 def _policy(status: DaemonStatus) -> Text:
     """Who gives what VMs get, and who does not."""
-    line = Text("policy     ", FAINT)
+    line = Text().append("policy     ", FAINT)
     serving = [source for source in status.sources if source.serving]
     if not serving:
         stored = status.reservoir.stored
@@ -130,7 +130,7 @@ def _order(status: DaemonStatus, serving: SourceStatus) -> Text:
     place = status.sources.index(serving)
     better = [_with_state(source) for source in status.sources[:place]]
     ready = [_called(source) for source in status.sources if source.state == "healthy" and source != serving]
-    text = Text(f", in the place of {', '.join(better)}" if better else "", DOUBTFUL)
+    text = Text().append(f", in the place of {', '.join(better)}" if better else "", DOUBTFUL)
     if ready:
         return text.append(f"; next: {ready[0]}", FAINT)
     return text.append("; no other is healthy", DOUBTFUL)

@@ -93,7 +93,7 @@ def _test(source: SourceConfig, limits: Limits) -> int:
     try:
         while not job.wait(LOOK_S) and not reading.is_over(limits):
             _show_progress(source, reading, limits)
-        silent_s = reading.silent_s
+        elapsed_s, silent_s = reading.elapsed_s, reading.silent_s
     finally:
         trial.over = True
         _show_on_terminal("")
@@ -109,7 +109,7 @@ def _test(source: SourceConfig, limits: Limits) -> int:
     elif not trouble and not trial.started_up:
         part = f"{trial.n_bytes} of the {STARTUP} bytes of the start-up test"
         much = part if trial.n_bytes else "not one byte"
-        trouble = _silent(source, f"{much} within {duration(reading.elapsed_s)}")
+        trouble = _silent(source, f"{much} within {duration(elapsed_s)}")
     elif not trouble and silent_s >= source.stall_timeout:
         trouble = _silent(source, f"no byte for {duration(silent_s)}")
     came = f"{trial.n_bytes} bytes came, at {rate(reading.rate)}, and were thrown away and wiped"
