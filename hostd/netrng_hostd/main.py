@@ -18,6 +18,10 @@ from netrng_hostd import __version__
 if TYPE_CHECKING:
     from netrng_hostd.config import Config
 
+# Before numpy is imported: else its OpenBLAS starts a thread for each processor, with buffers of some
+# megabytes each, all of it locked in memory, for matrices that are not multiplied here.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 NAME = "netrng-hostd"
 EXAMPLES = """\
 examples:

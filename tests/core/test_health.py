@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the health tests promise, held against a byte-by-byte and bit-by-bit reading of SP 800-90B 4.4."""
+"""What the health tests promise, held against a byte-by-byte and bit-by-bit reading of SP 800-90B 4.4.
+
+Whether they raise as many false alarms as they should is in test_false_alarms.
+"""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Iterable
-from fractions import Fraction
 from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from netrng_hostd.core.blocktest import Cutoffs, block_cutoffs
 from netrng_hostd.core.health import (
     APT_BITS,
     APT_BYTES,
+    BLOCK,
     BYTE_WINDOW,
     RCT,
     STARTUP,
@@ -66,6 +70,7 @@ class Slow:
         self.rct = rct_cutoff(40, min_entropy)
         self.apt_bytes = apt_cutoff(40, min_entropy, 512)
         self.apt_bits = apt_cutoff(40, min_entropy / 8, 1024)
+        self.block = block_cutoffs(40, min_entropy)
         self.released, self.discarded, self.alarms = bytearray(), 0, list[Found]()
         self.offset = self.skip = 0
         self.start()
@@ -104,60 +109,14 @@ class Slow:
             return RCT
         if len(self.window) == 512 and sum(x == self.window[0] for x in self.window) >= self.apt_bytes:
             return APT_BYTES
+        if len(self.window) == 512:
+            total = sum(self.window.count(value) ** 2 for value in set(self.window))
+            if total <= self.block.low or total >= self.block.high:
+                return BLOCK
         return ""
 
 
 # --- cutoffs -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("a", "h", "window", "rct", "apt"),
-    [
-        (20, 1, 1024, 21, 589),
-        (30, 1, 1024, 31, 609),
-        (40, 1, 1024, 41, 625),
-        (20, 8, 512, 4, 13),
-        (30, 8, 512, 5, 16),
-        (40, 8, 512, 6, 19),
-    ],
-)
-def test_cutoffs_of_full_entropy(a: int, h: int, window: int, rct: int, apt: int) -> None:
-    assert (rct_cutoff(a, h), apt_cutoff(a, h, window)) == (rct, apt)
-
-
-@given(
-    a=st.integers(20, 40),
-    h=st.floats(0.4, 8.0),
-    window=st.sampled_from([64, 100, 128]),
-)
-@settings(max_examples=40)
-def test_apt_cutoff_is_the_least_that_keeps_the_false_alarm_rate(a: int, h: float, window: int) -> None:
-    p = Fraction(2.0**-h)
-
-    def more_than(k: int) -> Fraction:
-        return sum(
-            (math.comb(window, i) * p**i * (1 - p) ** (window - i) for i in range(k + 1, window + 1)),
-            Fraction(0),
-        )
-
-    critbinom = apt_cutoff(a, h, window) - 1
-    assert more_than(critbinom) <= Fraction(1, 2**a)
-    assert more_than(critbinom - 1) > Fraction(1, 2**a)
-
-
-def test_cutoffs_of_fractional_entropy() -> None:
-    assert rct_cutoff(40, 7.9) == 7  # 40 / 7.9 = 5.06, rounded up
-    assert rct_cutoff(40, 0.5) == 81
-    assert apt_cutoff(40, 4.5, 512) > apt_cutoff(40, 5.0, 512) > apt_cutoff(40, 8, 512)
-
-
-def test_apt_cutoff_above_the_window_where_the_test_could_never_keep_the_rate() -> None:
-    assert apt_cutoff(40, 39 / 512, 512) == 513
-    assert apt_cutoff(40, 40 / 512, 512) == 512
-
-
-def test_apt_cutoff_where_the_rate_is_met_exactly() -> None:
-    assert apt_cutoff(40, 1, 40) == 40  # P(X > 39) = 2^-40, not one more is needed
 
 
 def test_cutoffs_follow_the_claim_and_a_bit_carries_an_eighth_of_it() -> None:
@@ -165,6 +124,8 @@ def test_cutoffs_follow_the_claim_and_a_bit_carries_an_eighth_of_it() -> None:
     assert health.rct_cutoff == rct_cutoff(20, 4.0) == 6
     assert health.apt_byte_cutoff == apt_cutoff(20, 4.0, 512)
     assert health.apt_bit_cutoff == apt_cutoff(20, 0.5, 1024)
+    assert health.block_cutoffs == block_cutoffs(20, 4.0)
+    assert HealthTests().block_cutoffs == Cutoffs(1278, 1976)
 
 
 @pytest.mark.parametrize("claim", [0.3124, 0.0, -1.0, 8.1, math.nan, math.inf])
@@ -173,10 +134,16 @@ def test_claims_that_a_test_could_not_check_are_refused(claim: float) -> None:
         HealthTests(claim)
 
 
+def test_a_false_alarm_rate_beyond_the_standards_is_refused() -> None:
+    with pytest.raises(ValueError, match="alpha_exponent is 41, must be at most 40"):
+        HealthTests(8.0, 41)
+
+
 def test_the_least_claim_leaves_every_test_able_to_fail() -> None:
     health = HealthTests(0.3125)
     assert health.apt_bit_cutoff == 1024
     assert health.apt_byte_cutoff <= 512
+    assert health.block_cutoffs.high <= 512 * 512
 
 
 # --- release -------------------------------------------------------------------------------------------
@@ -290,9 +257,61 @@ def test_byte_apt_windows_do_not_overlap() -> None:
 
 
 def test_byte_apt_ignores_a_frequent_byte_that_is_not_the_first() -> None:
-    window = byte_window(40, seed=7)
+    window = byte_window(23, seed=7)
     window[0] = 0x11
     assert not started().feed(window).alarms
+
+
+def window_of(total: int, seed: int) -> bytes:
+    """512 bytes with this sum of squared counts, an even number from 1,024; no value is frequent."""
+    rng = random.Random(seed)
+    counts, left = [2] * 256, total - 1024
+    while left:  # one byte turns into one of another value
+        old, new = rng.sample(range(256), 2)
+        step = 2 * (counts[new] - counts[old] + 1)
+        if 0 < step <= left and counts[old] and counts[new] < 12:
+            left -= step
+            counts[new] += 1
+            counts[old] -= 1
+    window = [value for value in range(256) for _ in range(counts[value])]
+    rng.shuffle(window)
+    assert sum(window.count(value) ** 2 for value in range(256)) == total
+    return bytes(window)
+
+
+@pytest.mark.parametrize("windows_after", [0, 7])  # alone, and among many that are tested at once
+@pytest.mark.parametrize(("failing", "passing"), [(1278, 1280), (1976, 1974), (1024, 1282), (3000, 1500)])
+def test_the_block_test_at_its_cutoffs(failing: int, passing: int, windows_after: int) -> None:
+    rest = good(windows_after * BYTE_WINDOW, seed=21)
+    verdict = started().feed(window_of(passing, seed=22) + rest)
+    assert (verdict.alarms, len(verdict.released)) == ((), BYTE_WINDOW + len(rest))
+    verdict = started().feed(window_of(failing, seed=22) + rest)
+    detail = f"squared counts of the byte values add up to {failing}, alarm up to 1278 and from 1976"
+    assert verdict.alarms == (Alarm(BLOCK, detail, STARTUP + BYTE_WINDOW),)
+    assert (len(verdict.released), verdict.discarded) == (len(rest), BYTE_WINDOW)
+
+
+def test_block_windows_begin_where_byte_windows_do() -> None:
+    """Half of one even window and half of the next do not make one."""
+    even = window_of(1024, seed=23)
+    noise = good(256, seed=24) + even + good(256, seed=25)
+    assert not started().feed(noise).alarms
+    assert started().feed(even).alarms
+
+
+def test_a_counter_is_caught_in_its_first_window_at_every_phase() -> None:
+    counter = bytes(range(256)) * 18
+    for phase in range(256):
+        alarms = HealthTests().feed(counter[phase : phase + STARTUP]).alarms
+        assert [(alarm.test, alarm.offset) for alarm in alarms] == [(BLOCK, 512), (BLOCK, 1024)]
+        health = started()
+        before = health.feed(good(phase * 2, seed=phase))
+        verdict = health.feed(counter[phase : phase + 4096])
+        assert not before.alarms
+        assert verdict.alarm is not None
+        assert verdict.alarm.test == BLOCK
+        assert verdict.alarm.offset <= STARTUP + phase * 2 + 1024
+        assert len(verdict.released) <= BYTE_WINDOW
 
 
 def bit_window(count: int, first: int, seed: int) -> bytes:
@@ -427,6 +446,8 @@ def segment(kind: str, size: int, seed: int) -> bytes:
         return bytes([rng.randrange(256)]) * (size % 12)
     if kind == "zeros":
         return bytes(size)
+    if kind == "counter":
+        return (bytes(range(256)) * 12)[seed % 256 : seed % 256 + size]
     if kind == "biased":  # 0.62 ones: near the bit APT's cutoff
         return bytes(sum((rng.random() < 0.62) << i for i in range(8)) for _ in range(size))
     favourite = rng.randrange(256)  # near the byte APT's cutoff
@@ -435,14 +456,14 @@ def segment(kind: str, size: int, seed: int) -> bytes:
 
 segments = st.lists(
     st.tuples(
-        st.sampled_from(["good", "good", "run", "zeros", "biased", "favourite"]),
-        st.integers(0, 1600),
+        st.sampled_from(["good", "good", "good", "run", "zeros", "biased", "favourite", "counter"]),
+        st.one_of(st.integers(0, 1600), st.just(2600)),
         st.integers(0, 2**32),
     ),
     max_size=5,
 )
 choppings = st.one_of(
-    st.just([1]), st.just([1 << 20]), st.lists(st.integers(0, 1500), min_size=1, max_size=8).filter(any)
+    st.just([1]), st.just([1 << 20]), st.lists(st.integers(0, 2500), min_size=1, max_size=8).filter(any)
 )
 
 

@@ -65,7 +65,7 @@ def test_a_guest_installs_nothing_else(wheel: Path) -> None:
     needed = metadata.get_all("Requires-Dist", [])
     assert [line for line in needed if "extra ==" not in line] == []
     hostd = {re.match(r"[\w-]+", line)[0] for line in needed if re.search(r"extra == .hostd", line)}  # type: ignore[index]
-    assert hostd == {"libvirt-python", "psutil", "rich", "tomli"}
+    assert hostd == {"libvirt-python", "numpy", "psutil", "rich", "tomli"}
 
 
 @pytest.mark.parametrize("command", ["netrng-hostd", "netrng-guest"])

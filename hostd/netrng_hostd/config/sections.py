@@ -14,8 +14,8 @@ from netrng_hostd.config.model import (
     ReservoirConfig,
 )
 from netrng_hostd.config.table import ConfigError, Table
+from netrng_hostd.core.cutoffs import STARTUP
 from netrng_hostd.core.domain import MIN_SAMPLE
-from netrng_hostd.core.health import STARTUP
 from netrng_hostd.core.quota import DEFAULT_QUOTA, METADATA, UNSET, QuotaRule, check_rules
 from netrng_hostd.core.spelling import (
     QuotaError,

@@ -1,34 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
 """Health tests: which noise bytes of a source may be given out, and when the source has failed.
 
-NIST SP 800-90B (January 2018), section 4.4: the repetition count test over bytes, the adaptive proportion
-test over bytes and over bits. A noise byte is held until the whole window of 512 bytes that it lies in has
-passed all three; the first 1,024 after a start or an alarm are held together (start-up test, section 4.3)
-and may then be used like any others. An alarm comes with the noise byte that completes it, everything held
-is wiped, the rest of that window is thrown away as it arrives, and the tests begin again at start-up. So a
-dead source raises at most one alarm per window, and how the input is chopped changes nothing.
+NIST SP 800-90B (January 2018), sections 4.3 and 4.4. These are the tests:
 
-There is no loop per byte: runs are found in the XOR of the noise with itself shifted by a byte, as one big
-integer. That integer, and the population counts, are temporaries of Python's that nobody can overwrite; the
-buffers here are overwritten as soon as they are spent.
+- the repetition count test (RCT, 4.4.1) over bytes;
+- the adaptive proportion test (APT, 4.4.2) over bytes in windows of 512, over bits in windows of 1,024;
+- the block test over bytes in the same windows of 512: a two-sided chi-square (`blocktest`). It is beyond
+  what the standard asks for, which is RCT and APT.
+
+**Continuous** (4.2, 4.3): a noise byte is held until the whole window of 512 bytes that it lies in has passed
+all of them. **Start-up** (4.3): the first 1,024 bytes after a start or an alarm are held together until they
+have passed the same tests, and may then be used like any others. **On demand** (4.3): a new HealthTests, or
+one after `restart`, begins with the start-up test.
+
+An alarm comes with the noise byte that completes it, everything held is wiped, the rest of that window is
+thrown away as it arrives, and the tests begin again at start-up. So a dead source raises at most one alarm
+per window, and how the input is chopped changes nothing.
+
+Where whole windows are at hand, `screen` tests many at once, in a tenth of the time; what it does not pass
+goes piece by piece through the tests here, which decide. They have no loop per byte either: runs are found in
+the XOR of the noise with itself shifted by a byte, as one big integer. That integer, and the population
+counts, are temporaries of Python's that nobody can overwrite; the buffers here are overwritten as soon as
+they are spent.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-BYTE_WINDOW = 512  # noise bytes, SP 800-90B 4.4.2: W for sources that are not binary
-BIT_WINDOW = 1024  # bits, SP 800-90B 4.4.2: W for binary sources
-STARTUP = 1024  # noise bytes, SP 800-90B 4.3: start-up tests see at least 1,024 consecutive samples
-ALPHA_EXPONENT = 40  # false alarms once in 2^40 tests; SP 800-90B 4.4 asks for 20 to 40
+from netrng_hostd.core.blocktest import Cutoffs, block_cutoffs, square_sum
+from netrng_hostd.core.cutoffs import (
+    ALPHA_EXPONENT,
+    BIT_WINDOW,
+    BYTE_WINDOW,
+    STARTUP,
+    apt_cutoff,
+    rct_cutoff,
+)
+from netrng_hostd.core.screen import MAX_WINDOWS, Screen
 
 RCT = "repetition-count"
 APT_BYTES = "adaptive-proportion-bytes"
 APT_BITS = "adaptive-proportion-bits"
+BLOCK = "chi-square"
 
 _BIT_WINDOW_BYTES = BIT_WINDOW // 8
+_MIN_SCREENED = 3 * BYTE_WINDOW  # fewer are tested piece by piece as quickly
+_MAX_SCREENED = MAX_WINDOWS * BYTE_WINDOW
 _ONES = bytes(bin(value).count("1") for value in range(256))
 _ZERO = b"\0"
 
@@ -39,34 +58,6 @@ def _popcount_by_table(bits: int) -> int:
 
 # int.bit_count came with Python 3.10 and takes half the time; bin(bits).count("1") would take ten times it.
 _popcount: Callable[[int], int] = getattr(int, "bit_count", _popcount_by_table)
-
-
-def rct_cutoff(a: int, h: float) -> int:
-    """C = 1 + ⌈a / H⌉, SP 800-90B 4.4.1: so many equal noise values in a row are an alarm.
-
-    `a`: the false alarm rate is 2^-a per value; `h`: claimed min-entropy per value, in bits.
-    """
-    return 1 + math.ceil(a / h)
-
-
-def apt_cutoff(a: int, h: float, window: int) -> int:
-    """C = 1 + CRITBINOM(W, 2^-H, 1 - 2^-a), SP 800-90B 4.4.2: a window's first value so often is an alarm.
-
-    `a`: the false alarm rate is 2^-a per window; `h`: claimed min-entropy per value, in bits; `window`: W,
-    in values. CRITBINOM is the least k with P(X <= k) >= 1 - 2^-a for X ~ Binomial(W, 2^-H). It is summed in
-    exact integers from the far tail, because 1 - 2^-40 leaves a float few digits to be wrong in. The result
-    is W + 1, a test that never fails, where H * W < a.
-    """
-    hit, whole = (2.0**-h).as_integer_ratio()
-    miss = whole - hit
-    # All probabilities are integers over whole^W; `term` is P(X = k), `tail` is P(X > k).
-    allowed = whole**window >> a
-    k, term, tail = window, hit**window, 0
-    while tail + term <= allowed:
-        tail += term
-        term = term * k * miss // ((window - k + 1) * hit)
-        k -= 1
-    return k + 1
 
 
 class Alarm(NamedTuple):
@@ -100,26 +91,36 @@ class HealthTests:
     """The health tests of one source; see the module for what they promise.
 
     `min_entropy`: claimed bits per noise byte; a bit of it is taken to carry an eighth. ValueError where it
-    is above 8 or so low that one of the tests could never fail (below a/128: 0.3125 for a = 40).
+    is above 8 or so low that one of the tests could never fail (below a/128: 0.3125 for a = 40), or where
+    `alpha_exponent`, a, is above 40. Computing the cutoffs takes up to a second, once for each claim.
     """
 
     def __init__(self, min_entropy: float = 8.0, alpha_exponent: int = ALPHA_EXPONENT) -> None:
         least = 8 * alpha_exponent / BIT_WINDOW
         if not least <= min_entropy <= 8.0:
             raise ValueError(f"min_entropy is {min_entropy}, must be {least} to 8.0 bits per byte")
-        self.rct_cutoff = rct_cutoff(alpha_exponent, min_entropy)
-        self.apt_byte_cutoff = apt_cutoff(alpha_exponent, min_entropy, BYTE_WINDOW)
-        self.apt_bit_cutoff = apt_cutoff(alpha_exponent, min_entropy / 8, BIT_WINDOW)
-        self._run_pattern = bytes(self.rct_cutoff - 1)
+        self._use(
+            rct_cutoff(alpha_exponent, min_entropy),
+            apt_cutoff(alpha_exponent, min_entropy, BYTE_WINDOW),
+            apt_cutoff(alpha_exponent, min_entropy / 8, BIT_WINDOW),
+            block_cutoffs(alpha_exponent, min_entropy),
+        )
         self._buffer = bytearray(STARTUP)
         self._held = 0  # bytes of the buffer in use
         self._base = 0  # where in the buffer the present byte window begins
         self._bits_base = 0  # where in the buffer the present bit window begins
         self._run_value = _ZERO  # RCT's A
         self._run_length = 0  # RCT's B; 0 before the first noise byte
+        self._run_before = 0, 0  # A and B where the present window begins; after start-up only
         self._skip = 0  # bytes of a failed window still to be thrown away
         self._starting = True
         self._offset = 0  # noise bytes fed, ever
+
+    def _use(self, rct: int, apt_bytes: int, apt_bits: int, block: Cutoffs) -> None:
+        self.rct_cutoff, self.apt_byte_cutoff, self.apt_bit_cutoff = rct, apt_bytes, apt_bits
+        self.block_cutoffs = block
+        self._run_pattern = bytes(rct - 1)
+        self._screen = Screen(rct, apt_bytes, apt_bits, block)
 
     @property
     def held(self) -> int:
@@ -138,6 +139,7 @@ class HealthTests:
         """Tests the next noise bytes, in the order in which the source gave them; the caller wipes them."""
         position, discarded, alarms = 0, 0, list[Alarm]()
         size = len(noise)
+        refused = 0  # up to where the screen has left it to the tests
         released = bytearray(self._held + size)
         filled = 0
         with memoryview(noise) as source, memoryview(released) as target, memoryview(self._buffer) as buffer:
@@ -148,6 +150,17 @@ class HealthTests:
                     discarded += step
                     self._offset += step
                     position += step
+                    continue
+                step = min(_MAX_SCREENED, (self._held + size - position) // BYTE_WINDOW * BYTE_WINDOW)
+                if step >= _MIN_SCREENED and position >= refused and not self._starting:
+                    end = position + step - self._held
+                    with target[filled : filled + step] as windows:
+                        passed = self._screen_windows(source[position:end], windows)
+                    if passed:
+                        filled += step
+                        position = end
+                    else:
+                        refused = end
                     continue
                 piece = source[position : position + self._base + BYTE_WINDOW - self._held]
                 step = len(piece)
@@ -177,8 +190,29 @@ class HealthTests:
         self._buffer[:] = bytes(STARTUP)
         self._held = self._base = self._bits_base = self._run_length = self._skip = 0
         self._run_value = _ZERO
+        self._run_before = 0, 0
         self._starting = True
         return wiped
+
+    def _screen_windows(self, noise: memoryview, windows: memoryview) -> bool:
+        """Fills `windows` with what is held and the noise that follows; keeps that there if all of it passes.
+
+        What is held has passed the tests as far as they could see, and is seen once more from its beginning.
+        """
+        held = self._held
+        with memoryview(self._buffer) as buffer:
+            windows[:held] = buffer[:held]
+        windows[held:] = noise
+        run = self._screen.passes(windows, *self._run_before)
+        if not run:
+            windows[:] = bytes(len(windows))
+            return False
+        self._buffer[:held] = bytes(held)
+        self._held = self._bits_base = 0
+        self._offset += len(noise)
+        self._run_value, self._run_length = bytes(windows[-1:]), run
+        self._run_before = windows[-1], run
+        return True
 
     def _pass_window(self) -> int:
         """Moves on to the next byte window; returns how many bytes may be released."""
@@ -186,6 +220,7 @@ class HealthTests:
             self._base = self._held
             return 0
         ready, self._held, self._base, self._bits_base, self._starting = self._held, 0, 0, 0, False
+        self._run_before = self._run_value[0], self._run_length
         return ready
 
     def _test(self, piece: memoryview) -> Alarm | None:
@@ -215,7 +250,18 @@ class HealthTests:
             if count >= self.apt_byte_cutoff:  # step 4
                 detail = f"one value {count} times in {BYTE_WINDOW} bytes, alarm from {self.apt_byte_cutoff}"
                 return Alarm(APT_BYTES, detail, before + counted)
+            return self._block_test(before + counted)
         return None
+
+    def _block_test(self, offset: int) -> Alarm | None:
+        """The block test over the window that is complete; `offset`: noise bytes up to its end."""
+        with memoryview(self._buffer) as buffer:
+            total = square_sum(buffer[self._base : self._base + BYTE_WINDOW])
+        low, high = self.block_cutoffs
+        if low < total < high:
+            return None
+        detail = f"squared counts of the byte values add up to {total}, alarm up to {low} and from {high}"
+        return Alarm(BLOCK, detail, offset)
 
     def _repetition_count(self, piece: memoryview) -> int | None:
         """4.4.1: how many bytes of the piece it took to complete a run of C equal ones; None without one."""
@@ -230,3 +276,20 @@ class HealthTests:
         self._run_value = run[-1:]
         self._run_length = min(size, 1 + size - len(changes.rstrip(_ZERO)))
         return None
+
+
+__all__ = [
+    "ALPHA_EXPONENT",
+    "APT_BITS",
+    "APT_BYTES",
+    "BIT_WINDOW",
+    "BLOCK",
+    "BYTE_WINDOW",
+    "RCT",
+    "STARTUP",
+    "Alarm",
+    "HealthTests",
+    "Verdict",
+    "apt_cutoff",
+    "rct_cutoff",
+]
