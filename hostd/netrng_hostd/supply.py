@@ -73,9 +73,10 @@ class Supply:
 
     @property
     def read_size(self) -> int:
-        """How much one read brings at present, in bytes, of the source that is read most at a time."""
+        """How much one read brings at present, in vetted bytes, of the source that brings most at a time."""
         readers = [self._feeds[name].reader for name in self.serving]
-        return max((reader.read_size for reader in readers if reader is not None), default=0)
+        sizes = (reader.vetting.output_of(reader.read_size) for reader in readers if reader is not None)
+        return max(sizes, default=0)
 
     @property
     def capacity(self) -> int | None:
