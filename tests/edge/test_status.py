@@ -346,8 +346,9 @@ def test_many_sources_fit_a_terminal(width: int) -> None:
 def test_watch_leaves_room_for_the_sources() -> None:
     """All of the picture has to fit, or the terminal scrolls."""
     domains = tuple(dataclasses.replace(WEB, name=f"vm-{n}", uuid=str(n)) for n in range(50))
-    two = dataclasses.replace(STATUS, domains=domains, sources=(HWRNG, serving(ALEA, credit=False)))
-    for shown in (dataclasses.replace(two, sources=(HWRNG,)), two):
+    one = dataclasses.replace(STATUS, domains=domains, sources=(HWRNG,))
+    several = (HWRNG, *(serving(ALEA, credit=False, detail="d") for _ in range(5)))
+    for shown in (one, dataclasses.replace(one, sources=several)):
         for width in (80, 160):
             console = Console(file=io.StringIO(), width=width, height=40)
             console.print(show._picture(shown, console))
