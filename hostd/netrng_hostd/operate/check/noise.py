@@ -7,13 +7,13 @@ import time
 from typing import NamedTuple
 
 from netrng_hostd.config import SourceConfig
-from netrng_hostd.core.health import APT_BITS, APT_BYTES, RCT, STARTUP, Alarm, HealthTests
+from netrng_hostd.core.health import APT_BITS, APT_BYTES, BLOCK, RCT, STARTUP, Alarm, HealthTests
 from netrng_hostd.sources import Source
 from netrng_hostd.sources.pace import ReadSize
 
 DISTRUST = "distrust it: cable, driver, age"
 MAX_READ = 4096  # bytes at once
-TESTS = (RCT, APT_BYTES, APT_BITS)
+TESTS = (RCT, APT_BYTES, APT_BITS, BLOCK)
 
 
 class Trial:
