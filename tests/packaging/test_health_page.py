@@ -73,14 +73,24 @@ def in_seconds(words: str) -> float:
     return float(size.replace(",", "")) * {"hours": 3600, "days": 86400, "years": 86400 * 365.25}[unit]
 
 
+def first_again(window: int, h: int) -> float:
+    """P(a window's first value occurs so often in it that it is an alarm); all values equally likely."""
+    others, p, least = window - 1, 0.5**h, apt_cutoff(40, h, window) - 1
+    return sum(math.comb(others, k) * p**k * (1 - p) ** (others - k) for k in range(least, others + 1))
+
+
 def test_the_rates_of_false_alarms_are_those_of_the_formula() -> None:
+    of_bytes, of_bits = first_again(512, 8), first_again(1024, 1)
+    assert f"2^{math.log2(of_bytes):.1f} and 2^{math.log2(of_bits):.1f} for `adaptive" in TOLD
+    per_byte = 2.0**-40 + of_bytes / 512 + of_bits / 128 + 2.0**-40 / 512
+    assert f"together {per_byte * 2**40:.2f} · 2^-40 per byte" in TOLD
     for source, per_day, every, quarantined in table("False alarms"):
         size, unit = source.split()
-        rate = float(size) * {"kB/s": 1e3, "MB/s": 1e6}[unit] * (1 + 1 / 128 + 2 / 512) * 2.0**-40
-        assert float(per_day) == pytest.approx(86400 * rate, rel=0.05)
-        assert in_seconds(every) == pytest.approx(1 / rate, rel=0.02)
+        rate = float(size) * {"kB/s": 1e3, "MB/s": 1e6}[unit] * per_byte
+        assert float(per_day) == pytest.approx(86400 * rate, rel=0.015)
+        assert in_seconds(every) == pytest.approx(1 / rate, rel=0.015)
         second = 1 - math.exp(-3600 * rate)  # another one within the hour after it
-        assert in_seconds(quarantined) == pytest.approx(1 / (rate * second), rel=0.02)
+        assert in_seconds(quarantined) == pytest.approx(1 / (rate * second), rel=0.015)
 
 
 def test_what_conditioning_leaves_is_what_the_conditioner_leaves() -> None:
