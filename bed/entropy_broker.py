@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bed.packages import BedError, package
 
-PATIENCE_S = 60.0
+PATIENCE_S = 30.0
 USER, PASSWORD = "netrng", "of-a-test"
 
 # What differs from Debian's file: EntropyBroker gives each user some hundred bytes per second and sleeps for
@@ -55,13 +55,11 @@ def running(directory: Path, feed: str = "/dev/urandom") -> Iterator[Path]:
     _write_private(password, f"{USER}\n{PASSWORD}\n")
     _write_private(directory / "users", f"{USER}|{PASSWORD}|2000000000\n")
     (directory / "broker.conf").write_text(_configuration(directory, broker.rpartition(":")[2]))
-    # The broker keeps its pools in /var/cache, which is compiled in: root gets one that goes with the broker.
-    alone = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /var/cache && exec "$0" "$@"')
     with contextlib.ExitStack() as stack:
         stack.enter_context(
             _started(
                 directory, "entropy_broker", "-c", str(directory / "broker.conf"),
-                before=alone if os.geteuid() == 0 else (),
+                before=_own_var(directory),
             )
         )  # fmt: skip
         _wait(lambda: _listens(broker), "the broker", directory)
@@ -97,6 +95,22 @@ with open(sys.argv[1], "wb", 0) as fifo:
     while True:
         fifo.write(bytes(range(256)))
 """
+
+
+def _own_var(directory: Path) -> tuple[str, ...]:
+    """The broker keeps pools and counts in /var, which is compiled in: it gets one that goes with it.
+
+    Raises BedError.
+    """
+    if any(Path(path).resolve().is_relative_to("/var") for path in (program("entropy_broker"), directory)):
+        raise BedError(f"EntropyBroker gets its own /var: {directory} and the cache may not lie there")
+    own_root = () if os.geteuid() == 0 else ("-r",)
+    script = 'mount -t tmpfs none /var && mkdir /var/cache && exec "$0" "$@"'
+    alone = ("unshare", "-m", *own_root, "sh", "-c", script)
+    tried = subprocess.run([*alone, "true"], capture_output=True, text=True)
+    if tried.returncode:
+        raise BedError(f"EntropyBroker needs a /var of its own: {tried.stderr.strip()}; run as root")
+    return alone
 
 
 def _started(

@@ -70,8 +70,11 @@ def prepare(cache_dir: Path = DEFAULT_CACHE) -> Artefacts:
 
 def package(name: str, cache_dir: Path = DEFAULT_CACHE) -> Path:
     """The unpacked tree of a Debian package, fetched unless it is there. Raises BedError."""
+    tree = cache_dir / "debs" / name
+    if tree.is_dir():
+        return tree
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(cache_dir / "lock"):
+    with _locked(cache_dir / "lock"):  # another process may be fetching it
         return _unpacked(cache_dir / "debs", name)
 
 

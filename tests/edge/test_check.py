@@ -35,6 +35,7 @@ from netrng_hostd.operate.check.noise import DISTRUST
 from netrng_hostd.operate.check.running import check_running
 from netrng_hostd.operate.control import ControlServer
 from netrng_hostd.operate.status import SOURCE_STATES, DaemonStatus, SourceStatus
+from netrng_hostd.sources import egd
 
 NOISE = stream(1024)  # as much as the start-up test takes
 UUID = "11111111-2222-3333-4444-555555555555"
@@ -266,6 +267,7 @@ def test_what_is_of_another_kind_is_refused_once(kind: str, text: str) -> None:
 
 
 def test_an_egd_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(egd, "UNKNOWN_S", PATIENCE_S)
     path = tmp_path / "egd"
     with serving(path, Noise()) as server:
         assert lines(check_source(source(str(path), "egd"), frozenset(), PATIENCE_S)) == []

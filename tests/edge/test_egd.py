@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.edge.rig import wait_for
+from tests.edge.rig import PATIENCE_S, wait_for
 from tests.streams import stream
 
 from netrng_hostd.config import SourceConfig
@@ -131,10 +131,16 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "egd"
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine may stand still for seconds; what is to run out, its own test shortens."""
+    for name in ("CONNECT_S", "UNKNOWN_S", "SHORT_S"):
+        monkeypatch.setattr(egd, name, PATIENCE_S)
+
+
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("UNKNOWN_S", "SHORT_S"):
-        monkeypatch.setattr(egd, name, 0.3)
+def impatient(monkeypatch: pytest.MonkeyPatch, patient: None) -> None:
+    monkeypatch.setattr(egd, "UNKNOWN_S", 0.3)
 
 
 # Servers that keep to the protocol
@@ -238,8 +244,10 @@ def test_a_byte_at_a_time(path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [1, 2])
-@pytest.mark.usefixtures("impatient")
-def test_too_much(path: Path, command: int) -> None:
+def test_too_much(path: Path, command: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if command == 2:
+        monkeypatch.setattr(egd, "UNKNOWN_S", 0.3)
+
     def answer(conn: socket.socket, asked: int, n_bytes: int) -> bool:
         if asked == command:
             # In one piece: a byte more that comes later belongs to the next answer, and is noticed after it.
@@ -284,7 +292,6 @@ def test_bytes_before_anything_was_asked_for(path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", [0, 1, 40])
-@pytest.mark.usefixtures("impatient")
 def test_closed_in_mid_answer(path: Path, part: int) -> None:
     def answer(conn: socket.socket, command: int, n_bytes: int) -> bool:
         conn.sendall((bytes([n_bytes]) + NOISE)[:part])
@@ -297,8 +304,11 @@ def test_closed_in_mid_answer(path: Path, part: int) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_fewer_bytes_than_were_asked_for_without_a_count(path: Path) -> None:
+def test_fewer_bytes_than_were_asked_for_without_a_count(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What EntropyBroker does to command 2 when it runs low, if it were ever sent that."""
+    monkeypatch.setattr(egd, "SHORT_S", 0.3)
 
     def answer(conn: socket.socket, command: int, n_bytes: int) -> bool:
         conn.sendall(NOISE[:10] if command == 2 else b"")

@@ -23,11 +23,17 @@ from tests.edge.rig import PATIENCE_S, wait_for
 
 from netrng_hostd.config import SourceConfig
 from netrng_hostd.core.health import HealthTests
-from netrng_hostd.sources import Source, SourceFailure, make_source
+from netrng_hostd.sources import Source, SourceFailure, egd, make_source
 from netrng_hostd.sources.identity import is_hwrng, rng_current
 
 CONF = Path(__file__).parents[2] / "conf" / "stunnel"
 CLIENT, SERVER = "netrng-egd-client", "netrng-egd-server"
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine may stand still for seconds, which is not to look like a server that knows half of EGD."""
+    monkeypatch.setattr(egd, "UNKNOWN_S", PATIENCE_S)
 
 
 def taken(source: Source, n_bytes: int, read_size: int = 512) -> bytes:
@@ -64,7 +70,7 @@ def assert_vetted(data: bytes) -> None:
         released += len(verdict.released)
         assert verdict.alarm is None
     assert released >= len(data) - 1024
-    assert len(set(data)) == 256
+    assert len(set(data)) > 200  # of 2,000 bytes, chance leaves out one value, or two
 
 
 # EntropyBroker
@@ -159,8 +165,8 @@ def tunnel(tmp_path: Path) -> Iterator[tuple[Path, int]]:
     """The server's end, before an EGD server: the folder of the certificates, and its port."""
     certificates(tmp_path)
     (port,) = free_ports(1)
-    with entropy_broker.running(tmp_path) as egd:
-        config = configured(SERVER, tmp_path, accept=f"127.0.0.1:{port}", connect=str(egd))
+    with entropy_broker.running(tmp_path) as path:
+        config = configured(SERVER, tmp_path, accept=f"127.0.0.1:{port}", connect=str(path))
         with stunnel(config):
             yield tmp_path, port
 
