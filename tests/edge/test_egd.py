@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -188,8 +189,12 @@ def test_a_port_of_this_host(family: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert taken == NOISE[: len(taken)]
 
 
-def test_a_server_that_has_none_is_asked_again_after_a_while(path: Path) -> None:
+def test_a_server_that_has_none_is_asked_again_after_a_while(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     noise = Noise()
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
     asked = []
 
     def answer(conn: socket.socket, command: int, n_bytes: int) -> bool:
@@ -201,6 +206,7 @@ def test_a_server_that_has_none_is_asked_again_after_a_while(path: Path) -> None
 
     with serving(path, answer), opened(path) as source:
         assert read(source, 18) == NOISE[:18]
+    assert slept.count(egd.EMPTY_S) == 4
 
 
 @pytest.mark.usefixtures("impatient")
