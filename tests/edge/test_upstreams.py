@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from bed import entropy_broker
 from bed.packages import package
-from tests.edge.rig import PATIENCE_S, wait_for
+from tests.edge.rig import PATIENCE_S, Guest, Hostd, wait_for
 
 from netrng_hostd.config import SourceConfig
 from netrng_hostd.core.health import HealthTests
@@ -101,12 +101,50 @@ def test_an_entropy_broker_that_has_little_left_is_asked_again(tmp_path: Path) -
         os.close(fd)
 
 
-def test_entropy_brokers_feeder_hands_a_counter_on_as_it_is(tmp_path: Path) -> None:
-    """Which is what makes it a test of the health tests: the broker itself would hide it."""
-    with entropy_broker.counter(tmp_path) as feed, entropy_broker.unmixed(tmp_path, feed) as path:
-        with opened(kind="fifo", path=str(path)) as source:
-            data = taken(source, 4096)
-        assert data == bytes((data[0] + n) % 256 for n in range(len(data)))
+def test_a_daemon_gives_out_what_entropy_broker_and_a_fifo_give(tmp_path: Path) -> None:
+    """Both at once, mixed; and it is said when one of the two is gone."""
+    fifo = tmp_path / "noise"
+    os.mkfifo(fifo)
+    with contextlib.ExitStack() as stack:
+        broker = stack.enter_context(contextlib.ExitStack())
+        egd_path = broker.enter_context(entropy_broker.running(tmp_path))
+        stack.enter_context(openssl_into(fifo))
+        guest = Guest(tmp_path / "vm.sock")
+        stack.callback(guest.close)
+        hostd = stack.enter_context(
+            Hostd(
+                tmp_path,
+                "[libvirt]\nuris = []\n"
+                f'[[source]]\nname = "broker"\nkind = "egd"\npath = "{egd_path}"\n'
+                f'[[source]]\nname = "noise"\nkind = "fifo"\npath = "{fifo}"\n'
+                '[sources]\npolicy = "xor"\n'
+                f'[[channel]]\nname = "vm"\npath = "{tmp_path / "vm.sock"}"\n',
+            ).start()
+        )
+        wait_for(lambda: len(guest.taken) > 20_000, "bytes in the guest", PATIENCE_S)
+        broker.close()
+        wait_for(lambda: states(hostd)["broker"] in ("absent", "error"), "its end", PATIENCE_S)
+        assert hostd.stop() == 0
+    assert_vetted(bytes(guest.taken[:20_000]))
+
+
+def states(hostd: Hostd) -> dict[str, str]:
+    return {source["name"]: source["state"] for source in hostd.status()["sources"]}
+
+
+def test_a_counter_that_entropy_brokers_feeder_hands_on_is_caught_within_4_kib(tmp_path: Path) -> None:
+    """Unmixed, as the feeder has it: the broker would take it for full entropy, and hide it."""
+    with entropy_broker.counter(tmp_path) as feed, entropy_broker.unmixed(tmp_path, feed) as path, opened(
+        kind="fifo", path=str(path)
+    ) as source:
+        data = taken(source, 4096)[:4096]
+    assert data == bytes((data[0] + n) % 256 for n in range(4096))
+    health, alarmed = HealthTests(), False
+    for start in range(0, len(data), 64):
+        verdict = health.feed(memoryview(bytearray(data[start : start + 64])))
+        assert not verdict.released
+        alarmed |= verdict.alarm is not None
+    assert alarmed
 
 
 # stunnel
@@ -241,19 +279,23 @@ def assert_nothing_comes(address: str) -> None:
 # Another program's FIFO
 
 
-def test_openssl_writes_into_a_fifo(tmp_path: Path) -> None:
-    """Again and again: each time it ends the source is absent for a while."""
-    path = tmp_path / "noise"
-    os.mkfifo(path)
+@contextlib.contextmanager
+def openssl_into(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Again and again: each time it ends the FIFO has no writer for a while."""
     loop = 'while openssl rand 20000 >"$0"; do :; done'
-    with opened(kind="fifo", path=str(path)) as source, subprocess.Popen(
-        ["sh", "-c", loop, path], start_new_session=True
-    ) as process:
+    with subprocess.Popen(["sh", "-c", loop, path], start_new_session=True) as process:
         try:
-            assert_vetted(taken(source, 100_000))
-            assert process.poll() is None, "it was never killed for writing"
+            yield process
         finally:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_openssl_writes_into_a_fifo(tmp_path: Path) -> None:
+    path = tmp_path / "noise"
+    os.mkfifo(path)
+    with opened(kind="fifo", path=str(path)) as source, openssl_into(path) as process:
+        assert_vetted(taken(source, 100_000))
+        assert process.poll() is None, "it was never killed for writing"
 
 
 # The kernel's
