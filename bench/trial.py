@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real daemon on sources that can be made to fail, with real VMs: what a run does, step by step."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.edge.rig import run_command
+
+from bench.feeds import Feed
+from bench.finder import Finder, Part
+from bench.fleet import BenchError
+from bench.hostd import Hostd, Say
+from bench.journal import Entry, entries
+from bench.watched import Mark, WatchedVM
+
+PATIENCE_S = 120.0
+WARM = 16_384  # bytes that each VM gets before a source is made to fail
+STALL_S = 0.5  # the least that may be configured
+SMALL = '[reservoir]\nsize = "16KiB"\nseed_reserve = "1KiB"\n'
+
+
+def wait_for(condition: Callable[[], Any], what: str, deadline_s: float = PATIENCE_S) -> Any:
+    """The first true value. BenchError after the deadline."""
+    end = time.monotonic() + deadline_s
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise BenchError(f"waited {deadline_s:.0f} s in vain for {what}")
+        time.sleep(0.02)
+    return value
+
+
+def config(uri: str, sources: Sequence[tuple[str, str, Path]], more: str = "") -> str:
+    """hostd.toml; ``sources``: name, kind and path of each."""
+    described = "".join(
+        f'[[source]]\nname = "{name}"\nkind = "{kind}"\npath = "{path}"\nstall_timeout = {STALL_S}\n'
+        for name, kind, path in sources
+    )
+    return f'{SMALL}[libvirt]\nuris = ["{uri}"]\n{more}{described}'
+
+
+@dataclass
+class Trial:
+    """One daemon and what it gives the VMs since it was started."""
+
+    hostd: Hostd
+    vms: Sequence[WatchedVM]
+    marks: Sequence[Mark]
+    say: Say
+
+    def source(self, name: str) -> dict[str, Any]:
+        """Its part of `status --json`."""
+        return next(source for source in self.hostd.status()["sources"] if source["name"] == name)
+
+    def domains(self) -> list[dict[str, Any]]:
+        """Those of the VMs, in their order."""
+        known = {domain["name"]: domain for domain in self.hostd.status()["domains"]}
+        return [known.get(vm.name, {"origins": {}, "bytes_sent": 0}) for vm in self.vms]
+
+    def sent(self) -> int:
+        """Bytes given to all VMs so far."""
+        return sum(domain["bytes_sent"] for domain in self.domains())
+
+    def wait_served(self, name: str, more: int = WARM) -> None:
+        """Until each VM was given so many bytes more of that source."""
+        before = [domain["origins"].get(name, 0) for domain in self.domains()]
+
+        def served() -> bool:
+            now = [domain["origins"].get(name, 0) for domain in self.domains()]
+            return all(n >= b + more for n, b in zip(now, before))
+
+        wait_for(served, f"{more} bytes of {name} in each VM; {self._last_words()}")
+
+    def wait_ready(self, names: Sequence[str]) -> None:
+        """Until those sources are healthy and their capacities known."""
+
+        def ready() -> bool:
+            sources = map(self.source, names)
+            return all(one["state"] == "healthy" and one["capacity"] is not None for one in sources)
+
+        self.say("waits until all sources have proved themselves")
+        wait_for(ready, f"healthy sources {', '.join(names)}; {self._last_words()}")
+
+    def wait_unhealthy(self, names: Sequence[str]) -> None:
+        """Until none of those sources is healthy."""
+
+        def bad() -> bool:
+            return all(self.source(name)["state"] != "healthy" for name in names)
+
+        wait_for(bad, f"sources {', '.join(names)} in trouble; {self._last_words()}")
+
+    def wait_arrived(self, before: Sequence[int], deadline_s: float) -> None:
+        """Until each VM has got more than so many bytes."""
+        wait_for(
+            lambda: all(vm.n_bytes > n for vm, n in zip(self.vms, before)),
+            f"bytes in all VMs; {self._last_words()}", deadline_s,
+        )  # fmt: skip
+
+    def wait_log(self, begins: str, since: float) -> Entry:
+        """The first line that begins so, written at ``since`` or later."""
+
+        def found() -> Entry | None:
+            return next((entry for entry in self.log(since) if entry.text.startswith(begins)), None)
+
+        entry: Entry = wait_for(found, f"a line {begins!r}; {self._last_words()}")
+        return entry
+
+    def log(self, since: float) -> list[Entry]:
+        """Lines written then or later."""
+        # A line's time is cut off to the millisecond.
+        return [entry for entry in entries(self.hostd.log) if entry.time >= since - 0.001]
+
+    def check(self, name: str) -> tuple[int, str]:
+        """What `netrng-hostd check` ends with, and its line of what is wrong with that source, if any."""
+        done = run_command("check", "--config", str(self.hostd.config))
+        wrong = (line for line in done.stdout.splitlines() if line.startswith(f"WRONG  source {name}: "))
+        return done.returncode, next(wrong, "")
+
+    def status_text(self) -> str:
+        """`netrng-hostd status --json`, as an administrator gets it."""
+        done = run_command("status", "--json", "--config", str(self.hostd.config))
+        return str(json.dumps(json.loads(done.stdout))) if done.returncode == 0 else ""
+
+    def settle(self) -> None:
+        """Until all that was sent has come: there must be nothing more to send."""
+        keys = ("bytes_sent", "in_flight")
+
+        def settled() -> bool:
+            first = [[one[key] for key in keys] for one in self.domains()]
+            time.sleep(0.3)
+            return first == [[one[key] for key in keys] for one in self.domains()] and not any(
+                in_flight for _, in_flight in first
+            )
+
+        wait_for(settled, "the VMs to have all that was sent")
+        for vm in self.vms:
+            vm.settle()
+
+    def taken(self, streams: dict[str, bytes]) -> list[list[Part]]:
+        """What each VM has got, by streams: the seeds' parts last. BenchError where the books say otherwise."""
+        finder = Finder(streams)
+        found = []
+        for vm, mark, domain in zip(self.vms, self.marks, self.domains()):
+            body, seeds = vm.since(mark)
+            got, lost = len(body) + sum(map(len, seeds)), domain["bytes_lost"]
+            if not domain["bytes_acked"] <= got <= domain["bytes_acked"] + lost:
+                raise BenchError(
+                    f"{vm.name}: {got} bytes came, {domain['bytes_acked']} were acknowledged, {lost} lost"
+                )
+            parts = finder.parts(body)
+            for seed in seeds:
+                parts += [part._replace(position=-1) for part in finder.parts(seed)]
+            found.append(parts)
+        return found
+
+    def _last_words(self) -> str:
+        return "the log's last lines: " + " | ".join(self.hostd.log.strip().splitlines()[-4:])
+
+
+@contextlib.contextmanager
+def trial(place: Path, toml: str, vms: Sequence[WatchedVM], say: Say) -> Iterator[Trial]:
+    """Starts the daemon; the VMs have got nothing of it yet."""
+    for vm in vms:
+        vm.settle()
+    marks = [vm.mark() for vm in vms]
+    with Hostd(place, toml) as hostd:
+        hostd.start()
+        yield Trial(hostd, vms, marks, say)
+
+
+@contextlib.contextmanager
+def plugged(*feeds: Feed) -> Iterator[None]:
+    """The feeds run."""
+    with contextlib.ExitStack() as stack:
+        for feed in feeds:
+            stack.enter_context(feed)
+        yield
