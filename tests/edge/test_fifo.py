@@ -89,11 +89,25 @@ def test_a_program_that_writes_while_the_source_is_closed_is_not_killed(
 ) -> None:
     source.close()  # as after a failed health test
     fd = writer(path)
-    os.write(fd, b"kept")  # SIGPIPE, here EPIPE, if nobody had it open
-    os.close(fd)
+    os.write(fd, b"meanwhile")  # SIGPIPE, here EPIPE, if nobody had it open
     source.open()
-    assert read(source) == b"kept"
+    os.write(fd, b"later")
+    assert read(source) == b"later"
+    os.close(fd)
     assert failure(source).state == "absent"
+
+
+def test_what_a_source_that_failed_has_left_in_a_full_fifo_does_not_fail_it_again(
+    source: FifoSource, path: Path
+) -> None:
+    fd = writer(path)
+    assert os.write(fd, bytes(1 << 20)) == 65536, "all that it holds"
+    assert read(source) == bytes(64)
+    source.close()
+    source.open()
+    os.write(fd, b"good again")
+    assert read(source) == b"good again"
+    os.close(fd)
 
 
 def test_a_fifo_made_anew_is_the_one_that_is_read(source: FifoSource, path: Path) -> None:

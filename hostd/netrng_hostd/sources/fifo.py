@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import weakref
 from pathlib import Path
@@ -11,23 +13,31 @@ from netrng_hostd.sources.failure import SourceFailure
 from netrng_hostd.sources.identity import refuse_reason, refuse_status
 from netrng_hostd.sources.polled import read_polled
 
+F_GETPIPE_SZ = 1032  # fcntl(2); Python names it from 3.10 on
+PIECE = 65536  # bytes, what a FIFO holds by default
+
 
 class FifoSource:
     """What one writer after the other puts into a FIFO.
 
     The descriptor outlives close(), until the path names another FIFO or this object is gone: a program that
-    writes while nobody has the FIFO open is killed (SIGPIPE), and one that opens it then waits.
+    writes while nobody has the FIFO open is killed (SIGPIPE), and one that opens it then waits. What such a
+    program has written by the time of open() is thrown away: of a source that failed, a full FIFO would fail it
+    again many times after it is good.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._fd = -1
+        self._ended = False  # a writer that comes after another one's end begins anew
         self._release: weakref.finalize[[int], FifoSource] | None = None
 
     def open(self) -> None:
         # Before opening: that of a device may have effects.
         self._refuse(refuse_reason(self._path, "fifo"))
         if self._still_named():
+            if not self._ended:
+                self._throw_away()
             return
         self._give_up()
         try:
@@ -35,11 +45,13 @@ class FifoSource:
         except OSError as error:
             raise SourceFailure.of(error, "open", self._path) from None
         self._fd, self._release = fd, weakref.finalize(self, os.close, fd)
+        self._ended = False
         self._refuse(refuse_status(os.fstat(fd), self._path, "fifo"))  # and what was opened, as by a device
 
     def read_into(self, view: memoryview) -> int:
         count = read_polled(self._fd, view, self._path)
-        if count == 0:  # pipe(7): all that was written has been read, and no writer has it open
+        self._ended = count == 0
+        if self._ended:  # pipe(7): all that was written has been read, and no writer has it open
             raise SourceFailure("absent", f"no program writes to {self._path}", soon=True)
         return count or 0
 
@@ -48,6 +60,14 @@ class FifoSource:
 
     def close(self) -> None:
         """Keeps the descriptor, see the class."""
+
+    def _throw_away(self) -> None:
+        buffer = bytearray(PIECE)
+        left = fcntl.fcntl(self._fd, F_GETPIPE_SZ)
+        with contextlib.suppress(BlockingIOError):
+            while left > 0 and (count := os.readv(self._fd, [buffer])):
+                left -= count
+        buffer[:] = bytes(PIECE)
 
     def _refuse(self, reason: str | None) -> None:
         if reason is not None:
