@@ -24,8 +24,12 @@ from bench.watched import WatchedVM, some
 VMS = ("one", "two")
 Run = Callable[[PrivateLibvirtd, list[WatchedVM], Say], Iterator[Line]]
 WITH_VMS: dict[str, Run] = {
-    name: functools.partial(outage.lines, name) for name in ("zeros", "unplugged", "bias", "hung")
-} | {
+    "zeros": functools.partial(outage.lines, "zeros"),
+    "unplugged": functools.partial(outage.lines, "unplugged"),
+    "bias": functools.partial(outage.lines, "bias"),
+    "hung": functools.partial(outage.lines, "hung"),
+    "counter": outage.counter_lines,
+    "hwrng": outage.hwrng_lines,
     "all-silent": functools.partial(blackout.lines, (feeds.SILENT, feeds.SILENT)),
     "all-zeros": functools.partial(blackout.lines, (feeds.ZEROS, feeds.ZEROS)),
 }
