@@ -14,7 +14,7 @@ import pytest
 from tests.edge.rig import wait_for
 
 from netrng_hostd.config import SourceConfig
-from netrng_hostd.sources import SourceFailure, make_source
+from netrng_hostd.sources import SourceFailure, fifo, make_source
 from netrng_hostd.sources.fifo import FifoSource
 
 
@@ -46,9 +46,18 @@ def read(source: FifoSource, want: int = 64) -> bytes:
 
 
 def failure(source: FifoSource) -> SourceFailure:
-    with pytest.raises(SourceFailure) as caught:
-        source.read_into(memoryview(bytearray(8)))
-    return caught.value
+    """That of its end, which is one when no writer has come for a while."""
+
+    def seen() -> SourceFailure | None:
+        try:
+            assert source.read_into(memoryview(bytearray(8))) == 0
+        except SourceFailure as found:
+            return found
+        return None
+
+    found = wait_for(seen, "the end")
+    assert isinstance(found, SourceFailure)
+    return found
 
 
 def test_what_is_written_is_read_in_pieces(source: FifoSource, path: Path) -> None:
@@ -68,6 +77,18 @@ def test_what_is_written_is_read_in_pieces(source: FifoSource, path: Path) -> No
 def test_without_a_writer_it_is_absent_and_looked_at_again_soon(source: FifoSource, path: Path) -> None:
     found = failure(source)
     assert (found.state, found.detail, found.soon) == ("absent", f"no program writes to {path}", True)
+
+
+def test_a_writer_that_opens_it_for_each_block_anew_is_no_end(
+    source: FifoSource, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fifo, "BETWEEN_S", 3600.0)
+    for block in (b"one", b"two", b"three"):
+        assert read(source) == b"", "no writer, for now"
+        fd = writer(path)
+        os.write(fd, block)
+        os.close(fd)
+        assert read(source) == block
 
 
 def test_what_a_writer_leaves_is_read_before_its_end_is_seen(source: FifoSource, path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 import weakref
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from netrng_hostd.sources.polled import read_polled
 
 F_GETPIPE_SZ = 1032  # fcntl(2); Python names it from 3.10 on
 PIECE = 65536  # bytes, what a FIFO holds by default
+BETWEEN_S = 0.5  # a writer may open it for each block anew, as EntropyBroker's feeders do
+LOOK_S = 0.02
 
 
 class FifoSource:
@@ -22,21 +25,21 @@ class FifoSource:
 
     The descriptor outlives close(), until the path names another FIFO or this object is gone: a program that
     writes while nobody has the FIFO open is killed (SIGPIPE), and one that opens it then waits. What such a
-    program has written by the time of open() is thrown away: of a source that failed, a full FIFO would fail it
-    again many times after it is good.
+    program has written by the time of open() is thrown away: of a source that failed, a full FIFO would fail
+    it again many times after it is good.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._fd = -1
-        self._ended = False  # a writer that comes after another one's end begins anew
+        self._ended_s: float | None = None  # since when it is at its end
         self._release: weakref.finalize[[int], FifoSource] | None = None
 
     def open(self) -> None:
         # Before opening: that of a device may have effects.
         self._refuse(refuse_reason(self._path, "fifo"))
         if self._still_named():
-            if not self._ended:
+            if self._ended_s is None:  # else all that is here is of a writer that has just come
                 self._throw_away()
             return
         self._give_up()
@@ -45,15 +48,22 @@ class FifoSource:
         except OSError as error:
             raise SourceFailure.of(error, "open", self._path) from None
         self._fd, self._release = fd, weakref.finalize(self, os.close, fd)
-        self._ended = False
+        self._ended_s = None
         self._refuse(refuse_status(os.fstat(fd), self._path, "fifo"))  # and what was opened, as by a device
 
     def read_into(self, view: memoryview) -> int:
         count = read_polled(self._fd, view, self._path)
-        self._ended = count == 0
-        if self._ended:  # pipe(7): all that was written has been read, and no writer has it open
+        if count != 0:
+            self._ended_s = None
+            return count or 0
+        # pipe(7): all that was written has been read, and no writer has it open
+        now_s = time.monotonic()
+        if self._ended_s is None:
+            self._ended_s = now_s
+        if now_s - self._ended_s >= BETWEEN_S:
             raise SourceFailure("absent", f"no program writes to {self._path}", soon=True)
-        return count or 0
+        time.sleep(LOOK_S)  # poll() would say at once that there is an end, and for ever
+        return 0
 
     def kernel_name(self) -> str | None:
         return None
