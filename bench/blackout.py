@@ -13,7 +13,7 @@ from bench import feeds
 from bench.feeds import FifoFeed
 from bench.hostd import Say, folder
 from bench.line import Line
-from bench.trial import config, plugged, trial
+from bench.trial import STALL_S, config, plugged, trial
 from bench.watched import WatchedVM
 from netrng_hostd.sources.pace import LAST_ALARM_RETRY_NS
 
@@ -39,13 +39,14 @@ class Outcome(NamedTuple):
 
 
 def measure(
-    turns: tuple[str, str], host: PrivateLibvirtd, vms: list[WatchedVM], say: Say, bad_s: float = BAD_S
-) -> Outcome:
+    turns: tuple[str, str], host: PrivateLibvirtd, vms: list[WatchedVM], say: Say, *,
+    bad_s: float = BAD_S, stall_s: float = STALL_S,
+) -> Outcome:  # fmt: skip
     """``turns``: what each source gives when it is bad. Raises BenchError."""
     key = str(time.monotonic_ns()).encode()
     with folder() as place:
         a, b = FifoFeed(place / A, b"a" + key), FifoFeed(place / B, b"b" + key)
-        toml = config(host.uri, [(A, a.kind, a.path), (B, b.kind, b.path)])
+        toml = config(host.uri, [(A, a.kind, a.path), (B, b.kind, b.path)], stall_s)
         with plugged(a, b), trial(place, toml, vms, say) as run:
             run.wait_ready([A, B])
             run.wait_served(A)

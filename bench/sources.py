@@ -54,7 +54,7 @@ def run(names: list[str]) -> Iterator[Line]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="bench.sources", description="Measures what several sources promise.")
+    parser = argparse.ArgumentParser(prog="bench.sources", description="What several sources promise.")
     parser.add_argument("name", nargs="*", metavar="NAME", help="of: " + ", ".join(WITH_VMS))
     names = parser.parse_args().name
     unknown = sorted(set(names) - WITH_VMS.keys())

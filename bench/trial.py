@@ -20,29 +20,19 @@ from bench.hostd import Hostd, Say
 from bench.journal import Entry, entries
 from bench.watched import Mark, WatchedVM
 
-PATIENCE_S = 120.0
+PATIENCE_S = 60.0
 WARM = 16_384  # bytes that each VM gets before a source is made to fail
 STALL_S = 0.5  # the least that may be configured
 SMALL = '[reservoir]\nsize = "16KiB"\nseed_reserve = "1KiB"\n'
 
 
-def wait_for(condition: Callable[[], Any], what: str, deadline_s: float = PATIENCE_S) -> Any:
-    """The first true value. BenchError after the deadline."""
-    end = time.monotonic() + deadline_s
-    while not (value := condition()):
-        if time.monotonic() > end:
-            raise BenchError(f"waited {deadline_s:.0f} s in vain for {what}")
-        time.sleep(0.02)
-    return value
-
-
-def config(uri: str, sources: Sequence[tuple[str, str, Path]], more: str = "") -> str:
+def config(uri: str, sources: Sequence[tuple[str, str, Path]], stall_s: float = STALL_S) -> str:
     """hostd.toml; ``sources``: name, kind and path of each."""
     described = "".join(
-        f'[[source]]\nname = "{name}"\nkind = "{kind}"\npath = "{path}"\nstall_timeout = {STALL_S}\n'
+        f'[[source]]\nname = "{name}"\nkind = "{kind}"\npath = "{path}"\nstall_timeout = {stall_s}\n'
         for name, kind, path in sources
     )
-    return f'{SMALL}[libvirt]\nuris = ["{uri}"]\n{more}{described}'
+    return f'{SMALL}[libvirt]\nuris = ["{uri}"]\n{described}'
 
 
 @dataclass
@@ -76,7 +66,7 @@ class Trial:
             now = [domain["origins"].get(name, 0) for domain in self.domains()]
             return all(n >= b + more for n, b in zip(now, before))
 
-        wait_for(served, f"{more} bytes of {name} in each VM; {self._last_words()}")
+        self._wait_for(served, f"{more} bytes of {name} in each VM")
 
     def wait_ready(self, names: Sequence[str]) -> None:
         """Until those sources are healthy and their capacities known."""
@@ -86,7 +76,7 @@ class Trial:
             return all(one["state"] == "healthy" and one["capacity"] is not None for one in sources)
 
         self.say("waits until all sources have proved themselves")
-        wait_for(ready, f"healthy sources {', '.join(names)}; {self._last_words()}")
+        self._wait_for(ready, f"healthy sources {', '.join(names)}")
 
     def wait_unhealthy(self, names: Sequence[str]) -> None:
         """Until none of those sources is healthy."""
@@ -94,13 +84,13 @@ class Trial:
         def bad() -> bool:
             return all(self.source(name)["state"] != "healthy" for name in names)
 
-        wait_for(bad, f"sources {', '.join(names)} in trouble; {self._last_words()}")
+        self._wait_for(bad, f"sources {', '.join(names)} in trouble")
 
     def wait_arrived(self, before: Sequence[int], deadline_s: float) -> None:
         """Until each VM has got more than so many bytes."""
-        wait_for(
+        self._wait_for(
             lambda: all(vm.n_bytes > n for vm, n in zip(self.vms, before)),
-            f"bytes in all VMs; {self._last_words()}", deadline_s,
+            "bytes in all VMs", deadline_s,
         )  # fmt: skip
 
     def wait_log(self, begins: str, since: float) -> Entry:
@@ -109,7 +99,7 @@ class Trial:
         def found() -> Entry | None:
             return next((entry for entry in self.log(since) if entry.text.startswith(begins)), None)
 
-        entry: Entry = wait_for(found, f"a line {begins!r}; {self._last_words()}")
+        entry: Entry = self._wait_for(found, f"a line {begins!r}")
         return entry
 
     def log(self, since: float) -> list[Entry]:
@@ -137,7 +127,7 @@ class Trial:
                 one["bytes_sent"] for one in before
             ] == [one["bytes_sent"] for one in self.books]
 
-        wait_for(settled, "the VMs to have all that was sent")
+        self._wait_for(settled, "the VMs to have all that was sent")
         for vm in self.vms:
             vm.settle()
 
@@ -170,8 +160,15 @@ class Trial:
         """How many bytes the daemon sent that came nowhere, as far as it knows."""
         return sum(book["bytes_lost"] for book in self.books)
 
-    def _last_words(self) -> str:
-        return "the log's last lines: " + " | ".join(self.hostd.log.strip().splitlines()[-4:])
+    def _wait_for(self, condition: Callable[[], Any], what: str, deadline_s: float = PATIENCE_S) -> Any:
+        """The first true value. BenchError after the deadline."""
+        end = time.monotonic() + deadline_s
+        while not (value := condition()):
+            if time.monotonic() > end:
+                words = " | ".join(self.hostd.log.strip().splitlines()[-4:])
+                raise BenchError(f"waited {deadline_s:.0f} s in vain for {what}; the log ends: {words}")
+            time.sleep(0.02)
+        return value
 
 
 @contextlib.contextmanager

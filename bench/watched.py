@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real VMs of which the host sees each byte that they get, and when.
 
-The agent in the VM hands its bytes to a second virtio port, which QEMU writes to a file here. The seeds, which
-it gives to its kernel instead, are taken from strace's record of that.
+The agent in the VM hands its bytes to a second virtio port, which QEMU writes to a file here. The seeds,
+which it gives to its kernel instead, are taken from strace's record of that.
 """
 
 from __future__ import annotations
@@ -134,9 +134,7 @@ def watched(vms: Sequence[WatchedVM]) -> Iterator[None]:
         thread.join()
 
 
-def boot(
-    host: PrivateLibvirtd, names: Sequence[str], boot_vm: Callable[..., VM]
-) -> list[WatchedVM]:
+def boot(host: PrivateLibvirtd, names: Sequence[str], boot_vm: Callable[..., VM]) -> list[WatchedVM]:
     """VMs with the agent; ``boot_vm`` is that of tests/vm, or `boot_plain`."""
     vms = []
     for name in names:
