@@ -183,7 +183,8 @@ def _first(run: Trial, number: int, parts: list[Part], other: str) -> float:
 
 def _told_by_status(run: Trial, fault: Fault) -> str:
     """The state of the first source, if that is what it should be, and the other serves; else ""."""
-    first, second = run.source(A), run.source(B)
+    told = run.told_by_status()
+    first, second = told[A], told[B]
     said = first["state"] in fault.states and first["detail"] and not first["serving"] and second["serving"]
     return str(first["state"]) if said else ""
 

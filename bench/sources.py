@@ -16,13 +16,26 @@ import libvirt
 from bed.libvirtd import PrivateLibvirtd
 
 from bench import blackout, feeds, outage
+from bench.cost import cost_line
 from bench.fleet import BenchError
 from bench.hostd import Say
 from bench.line import Line, report
 from bench.watched import WatchedVM, some
 
 VMS = ("one", "two")
+OFFSETS = (0, 200)  # bytes
 Run = Callable[[PrivateLibvirtd, list[WatchedVM], Say], Iterator[Line]]
+
+
+def cost(say: Say) -> Iterator[Line]:
+    """That of the health tests, where a read begins with a window and where it does not."""
+    for offset in OFFSETS:
+        say(f"reads that begin {offset} bytes into a window")
+        line = cost_line(offset)
+        yield line._replace(what=f"{line.what}, {offset} B into a window")
+
+
+ALONE: dict[str, Callable[[Say], Iterator[Line]]] = {"cost": cost}
 WITH_VMS: dict[str, Run] = {
     "zeros": functools.partial(outage.lines, "zeros"),
     "unplugged": functools.partial(outage.lines, "unplugged"),
@@ -33,36 +46,43 @@ WITH_VMS: dict[str, Run] = {
     "all-silent": functools.partial(blackout.lines, (feeds.SILENT, feeds.SILENT)),
     "all-zeros": functools.partial(blackout.lines, (feeds.ZEROS, feeds.ZEROS)),
 }
+NAMES = (*ALONE, *WITH_VMS)
 
 
 def run(names: list[str]) -> Iterator[Line]:
-    """The lines of the runs so named."""
+    """The lines of the runs so named, in the order of NAMES."""
     began = time.monotonic()
 
-    def say(text: str, name: str = "bench") -> None:
+    def say(name: str, text: str) -> None:
         print(f"[{time.monotonic() - began:4.0f} s] {name}: {text}", file=sys.stderr, flush=True)
 
-    try:
-        with some(VMS, say) as (host, vms):
-            for name in names:
-                try:
-                    yield from WITH_VMS[name](host, vms, functools.partial(say, name=name))
-                except BenchError as error:
-                    yield Line(name, str(error), "a measurement", False)
-    except BenchError as error:
-        yield Line("real VMs", str(error), "VMs that boot", False)
+    def measured(name: str, lines: Callable[[Say], Iterator[Line]]) -> Iterator[Line]:
+        try:
+            yield from lines(functools.partial(say, name))
+        except BenchError as error:
+            yield Line(name, str(error), "a measurement", False)
+
+    for name in [name for name in ALONE if name in names]:
+        yield from measured(name, ALONE[name])
+    if chosen := [name for name in WITH_VMS if name in names]:
+        try:
+            with some(VMS, functools.partial(say, "bench")) as (host, vms):
+                for name in chosen:
+                    yield from measured(name, functools.partial(WITH_VMS[name], host, vms))
+        except BenchError as error:
+            yield Line("real VMs", str(error), "VMs that boot", False)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.sources", description="What several sources promise.")
-    parser.add_argument("name", nargs="*", metavar="NAME", help="of: " + ", ".join(WITH_VMS))
+    parser.add_argument("name", nargs="*", metavar="NAME", help="of: " + ", ".join(NAMES))
     names = parser.parse_args().name
-    unknown = sorted(set(names) - WITH_VMS.keys())
+    unknown = sorted(set(names) - set(NAMES))
     if unknown:
-        parser.error(f"unknown: {', '.join(unknown)}; allowed: {', '.join(WITH_VMS)}")
+        parser.error(f"unknown: {', '.join(unknown)}; allowed: {', '.join(NAMES)}")
     libvirt.registerErrorHandler(lambda *_: None, None)  # it would print what is raised as well
     try:
-        return report(run(names or list(WITH_VMS)))
+        return report(run(names or list(NAMES)))
     except KeyboardInterrupt:
         print("bench: interrupted", file=sys.stderr)
         return 130

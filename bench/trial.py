@@ -113,10 +113,12 @@ class Trial:
         wrong = (line for line in done.stdout.splitlines() if line.startswith(f"WRONG  source {name}: "))
         return done.returncode, next(wrong, "")
 
-    def status_text(self) -> str:
-        """`netrng-hostd status --json`, as an administrator gets it."""
+    def told_by_status(self) -> dict[str, dict[str, Any]]:
+        """What `netrng-hostd status --json` says of each source, by name."""
         done = run_command("status", "--json", "--config", str(self.hostd.config))
-        return str(json.dumps(json.loads(done.stdout))) if done.returncode == 0 else ""
+        if done.returncode != 0:
+            raise BenchError(f"status ends with {done.returncode}: {done.stderr.strip()}")
+        return {source["name"]: source for source in json.loads(done.stdout)["sources"]}
 
     def settle(self) -> None:
         """Until all that was sent has come: there must be nothing more to send."""

@@ -43,6 +43,9 @@ def test_when_one_goes_bad_nothing_of_it_reaches_a_vm_and_the_other_serves(
     assert (seen.after, seen.unknown, seen.doubled) == (0, 0, 0)
     assert seen.status in fault.states
     assert 1 <= seen.told <= outage.MANY
+    code, line = seen.check
+    assert code == 1
+    assert "first" in line
 
 
 def test_when_all_are_bad_nothing_is_given_out_until_one_is_good_again(
