@@ -3,7 +3,7 @@ PY := .venv/bin/python
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help venv lint demo test setup-vm test-fast test-rest test-vm coverage bench bench-fairness gallery pictures guest clean
+.PHONY: help venv lint demo test setup-vm test-fast test-rest test-vm coverage bench bench-fairness bench-sources gallery pictures guest clean
 help:            ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -62,6 +62,9 @@ pictures: venv   ## draws docs/pictures again
 
 bench-fairness: venv  ## the quotas' promises, measured on the real daemon, a line each; about a quarter of an hour
 	@PYTHONPATH=hostd:guest $(PY) -m bench.fairness
+
+bench-sources: venv guest setup-vm  ## two sources and real VMs, one source goes bad, or both, a line each; three minutes
+	@PYTHONPATH=hostd:guest $(PY) -m bench.sources
 
 gallery: venv    ## how soon each health test sees each broken source: docs/health.md's tables; some minutes
 	@PYTHONPATH=hostd:guest $(PY) -m bench.gallery docs/health.md
