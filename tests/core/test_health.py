@@ -353,6 +353,50 @@ def test_bit_apt_ignores_a_window_short_of_its_first_bit() -> None:
     assert not started().feed(bit_window(300, 1, seed=11)).alarms
 
 
+# --- many windows at once ------------------------------------------------------------------------------
+
+
+def test_a_run_is_carried_through_windows_that_are_tested_at_once() -> None:
+    windows = bytearray(good(8 * BYTE_WINDOW, seed=26))
+    windows[-4:] = b"\x10\x77\x77\x77"
+    rest = bytearray(good(8 * BYTE_WINDOW, seed=27))
+    rest[:4] = b"\x77\x77\x10\x11"
+    health = started()
+    assert not health.feed(windows).alarms
+    assert not health.feed(rest).alarms
+    rest[:3] = b"\x77\x77\x77"
+    for before in (b"", good(100, seed=28)):  # where a window begins, and amid one
+        health = started()
+        alarm = health.feed(before + windows).alarm or health.feed(rest).alarm
+        assert alarm is not None
+        assert (alarm.test, alarm.offset) == (RCT, STARTUP + len(before) + len(windows) + 3)
+
+
+def test_what_was_held_before_them_is_released_first() -> None:
+    health = started()
+    noise = good(300 + 7 * BYTE_WINDOW + 100, seed=29)
+    assert health.feed(noise[:300]).released == b""
+    assert health.feed(noise[300:]).released == noise[: 7 * BYTE_WINDOW]
+    assert health.held == 400
+    assert health._buffer[:400] == noise[7 * BYTE_WINDOW :]
+
+
+def test_a_bit_window_after_them_is_looked_at_from_its_beginning() -> None:
+    health = started()
+    health.feed(good(300, seed=30))
+    assert not health.feed(good(4 * BYTE_WINDOW - 300, seed=31)).alarms
+    alarm = health.feed(bit_window(700, 1, seed=32)).alarm
+    assert alarm is not None
+    assert (alarm.test, alarm.offset) == (APT_BITS, STARTUP + 4 * BYTE_WINDOW + BIT_WINDOW_BYTES)
+
+
+def test_what_is_refused_leaves_no_copy() -> None:
+    windows = bytearray(4 * BYTE_WINDOW)
+    noise = bytes(range(256)) * 8
+    assert not started()._screen_windows(memoryview(noise), memoryview(windows))
+    assert not any(windows)
+
+
 # --- after an alarm ------------------------------------------------------------------------------------
 
 

@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 
 from netrng_hostd.core.blocktest import Cutoffs
 from netrng_hostd.core.cutoffs import BYTE_WINDOW
-from netrng_hostd.core.screen import MAX_WINDOWS, Screen
+from netrng_hostd.core.screen import Screen
 
+MAX_WINDOWS = 64
 NEVER = Cutoffs(-1, 1 << 20)
 
 
 def screen(rct: int = 129, apt_bytes: int = 513, apt_bits: int = 1025, block: Cutoffs = NEVER) -> Screen:
     """One that refuses nothing but what a test says."""
-    return Screen(rct, apt_bytes, apt_bits, block)
+    return Screen(rct, apt_bytes, apt_bits, block, MAX_WINDOWS)
 
 
 def noise(windows: int, seed: int = 1) -> bytearray:
@@ -43,7 +44,7 @@ def passes(tests: Screen, data: bytes | bytearray, before: int = 0, run: int = 1
 @pytest.mark.parametrize("windows", [1, 2, 7, MAX_WINDOWS])
 def test_good_noise_passes_and_its_last_run_is_told(windows: int) -> None:
     data = noise(windows)
-    tests = Screen(6, 19, 625, Cutoffs(1278, 1976))
+    tests = Screen(6, 19, 625, Cutoffs(1278, 1976), MAX_WINDOWS)
     for ending in range(1, 6):
         data[-ending:] = bytes([data[-6] ^ 0x55]) * ending
         assert passes(tests, data) == ending
@@ -144,7 +145,7 @@ def test_runs_are_those_of_a_byte_by_byte_count(
 
 
 def test_nothing_of_the_noise_is_left() -> None:
-    tests = Screen(6, 19, 625, Cutoffs(1278, 1976))
+    tests = Screen(6, 19, 625, Cutoffs(1278, 1976), MAX_WINDOWS)
     untouched = tests._index.copy()
     for data in (noise(MAX_WINDOWS), noise(3), bytes(range(256)) * 8, bytes(1024)):
         passes(tests, data)

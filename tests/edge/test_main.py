@@ -85,6 +85,24 @@ def test_xml_prints_the_snippet(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nothing serves this device" in said.err
 
 
+def test_numpy_is_imported_by_those_who_test_noise_and_starts_no_threads(absent_daemon: Path) -> None:
+    program = f"""if True:
+        import os, sys
+        from netrng_hostd.main import main
+        assert main(["status", "--config", {str(absent_daemon)!r}]) == 3
+        assert "numpy" not in sys.modules
+        from netrng_hostd.core.health import HealthTests
+        HealthTests()
+        assert "numpy" in sys.modules
+        print(len(os.listdir("/proc/self/task")))
+    """
+    environment = {key: value for key, value in ENVIRONMENT.items() if key != "OPENBLAS_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert done.stdout.strip() == "1", done.stderr
+
+
 def test_a_missing_library_is_one_line() -> None:
     paths = {"PYTHONPATH": os.pathsep.join((str(ROOT / "hostd"), str(ROOT / "guest")))}
     done = subprocess.run(

@@ -27,9 +27,8 @@ they are spent.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from netrng_hostd.core.blocktest import Cutoffs, block_cutoffs, square_sum
 from netrng_hostd.core.cutoffs import (
     ALPHA_EXPONENT,
     BIT_WINDOW,
@@ -38,7 +37,9 @@ from netrng_hostd.core.cutoffs import (
     apt_cutoff,
     rct_cutoff,
 )
-from netrng_hostd.core.screen import MAX_WINDOWS, Screen
+
+if TYPE_CHECKING:
+    from netrng_hostd.core.blocktest import Cutoffs
 
 RCT = "repetition-count"
 APT_BYTES = "adaptive-proportion-bytes"
@@ -47,7 +48,7 @@ BLOCK = "chi-square"
 
 _BIT_WINDOW_BYTES = BIT_WINDOW // 8
 _MIN_SCREENED = 3 * BYTE_WINDOW  # fewer are tested piece by piece as quickly
-_MAX_SCREENED = MAX_WINDOWS * BYTE_WINDOW
+_MAX_SCREENED = 64 * BYTE_WINDOW  # more at a time are not quicker
 _ONES = bytes(bin(value).count("1") for value in range(256))
 _ZERO = b"\0"
 
@@ -96,6 +97,10 @@ class HealthTests:
     """
 
     def __init__(self, min_entropy: float = 8.0, alpha_exponent: int = ALPHA_EXPONENT) -> None:
+        # Only here and below, because it imports numpy: commands that test nothing use names of this module,
+        # and are to start quickly.
+        from netrng_hostd.core.blocktest import block_cutoffs
+
         least = 8 * alpha_exponent / BIT_WINDOW
         if not least <= min_entropy <= 8.0:
             raise ValueError(f"min_entropy is {min_entropy}, must be {least} to 8.0 bits per byte")
@@ -117,10 +122,14 @@ class HealthTests:
         self._offset = 0  # noise bytes fed, ever
 
     def _use(self, rct: int, apt_bytes: int, apt_bits: int, block: Cutoffs) -> None:
+        from netrng_hostd.core.blocktest import square_sum
+        from netrng_hostd.core.screen import Screen
+
         self.rct_cutoff, self.apt_byte_cutoff, self.apt_bit_cutoff = rct, apt_bytes, apt_bits
         self.block_cutoffs = block
         self._run_pattern = bytes(rct - 1)
-        self._screen = Screen(rct, apt_bytes, apt_bits, block)
+        self._square_sum = square_sum
+        self._screen = Screen(rct, apt_bytes, apt_bits, block, _MAX_SCREENED // BYTE_WINDOW)
 
     @property
     def held(self) -> int:
@@ -256,7 +265,7 @@ class HealthTests:
     def _block_test(self, offset: int) -> Alarm | None:
         """The block test over the window that is complete; `offset`: noise bytes up to its end."""
         with memoryview(self._buffer) as buffer:
-            total = square_sum(buffer[self._base : self._base + BYTE_WINDOW])
+            total = self._square_sum(buffer[self._base : self._base + BYTE_WINDOW])
         low, high = self.block_cutoffs
         if low < total < high:
             return None

@@ -21,8 +21,6 @@ import numpy.typing as npt
 from netrng_hostd.core.blocktest import VALUES, Cutoffs
 from netrng_hostd.core.cutoffs import BIT_WINDOW, BYTE_WINDOW
 
-MAX_WINDOWS = 64  # at a time; more are not quicker
-
 _WORDS = BIT_WINDOW // 64
 _ONES = bytes(bin(value).count("1") for value in range(256))
 _EIGHT = np.ones(8, np.float32)
@@ -32,21 +30,21 @@ _NOT_NOISE = np.array(-VALUES)  # all bits but the lowest byte's
 
 
 class Screen:
-    """The tests with these cutoffs (`rct`: at most 512), over up to MAX_WINDOWS windows of 512 bytes each."""
+    """The tests with these cutoffs (`rct`: at most 512), over up to `max_windows` windows of 512 bytes."""
 
-    def __init__(self, rct: int, apt_bytes: int, apt_bits: int, block: Cutoffs) -> None:
+    def __init__(self, rct: int, apt_bytes: int, apt_bits: int, block: Cutoffs, max_windows: int) -> None:
         self._apt_bytes, self._apt_bits, self._block = apt_bytes, apt_bits, block
         self._run_pattern = b"\1" * (rct - 1)
-        self._equal = bytearray(MAX_WINDOWS * BYTE_WINDOW)  # 1 where a noise byte equals the one before it
+        self._equal = bytearray(max_windows * BYTE_WINDOW)  # 1 where a noise byte equals the one before it
         self._equal_array = np.frombuffer(self._equal, np.bool_)
         # Window number × 256 stands in it once and for all; the noise goes into each number's lowest byte.
-        self._index = np.repeat(np.arange(MAX_WINDOWS, dtype=np.intp) * VALUES, BYTE_WINDOW)
+        self._index = np.repeat(np.arange(max_windows, dtype=np.intp) * VALUES, BYTE_WINDOW)
         self._lowest = self._index.view(np.uint8)[_LOWEST_BYTE :: _INDEX.itemsize]
 
     def passes(self, noise: memoryview, before: int, run: int) -> int:
         """The length of the run that the noise ends with (RCT's B); 0 if a test may have failed.
 
-        `noise`: one to MAX_WINDOWS whole windows; `before`: the noise byte before them; `run`: how many equal
+        `noise`: whole windows, at least one; `before`: the noise byte before them; `run`: how many equal
         ones ended with it, at least 1 and less than the cutoff.
         """
         values = np.frombuffer(noise, np.uint8)
