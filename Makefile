@@ -33,10 +33,14 @@ setup-vm:       # before the fast tests: some of them use strace and QEMU where 
 # fast ones.
 WITH_REAL := tests/edge/test_hypervisor_stream.py tests/edge/test_attach.py tests/edge/test_real_rngd.py \
 	tests/edge/test_upstreams.py
-# Those of the benchmarks are no fast ones either, nor those that start whole daemons, agents and commands.
-OF_BENCH := tests/core/test_simulation.py tests/edge/test_bench_ends.py
-OF_PROGRAMS := tests/edge/test_daemon.py tests/edge/test_several_sources.py tests/edge/test_main.py tests/edge/test_guest_main.py
-NOT_FAST := $(WITH_REAL) $(OF_BENCH) $(OF_PROGRAMS)
+# Nor are those of the benchmarks, those that compute distributions or feed tens of megabytes, and those that
+# start whole daemons, agents and commands.
+OF_BENCH := tests/core/test_simulation.py tests/core/test_gallery.py tests/edge/test_bench_ends.py \
+	tests/edge/test_bench_sources.py
+OF_NUMBERS := tests/core/test_blocktest.py tests/core/test_false_alarms.py
+OF_PROGRAMS := tests/edge/test_daemon.py tests/edge/test_several_sources.py tests/edge/test_main.py \
+	tests/edge/test_guest_main.py tests/edge/test_check_on_demand.py
+NOT_FAST := $(WITH_REAL) $(OF_BENCH) $(OF_NUMBERS) $(OF_PROGRAMS)
 PYTEST := .venv/bin/pytest -q -p no:cacheprovider
 WORKERS := $(shell echo $$((2 * $$(nproc))))  # many tests wait for something most of the time
 

