@@ -608,6 +608,28 @@ class Unplugged(Steady):
         return super().read_into(view)
 
 
+class Flawed(Steady):
+    """That source, with one alarm on the way."""
+
+    flawed = False
+
+    def read_into(self, view: memoryview) -> int:
+        count = super().read_into(view)
+        if not self.flawed and self.given > 1_500:
+            self.flawed = True
+            view[:10] = bytes(10)
+        return count
+
+
+def test_after_an_alarm_a_source_passes_its_start_up_though_nobody_has_room() -> None:
+    async def scenario() -> None:
+        clock, collector = Clock(), Collector()
+        with reading(Flawed(clock), collector, allowance=2_000, clock=clock):
+            await until(lambda: collector.names == ["healthy", "starting", "healthy"])
+
+    asyncio.run(scenario(), debug=True)
+
+
 def test_a_source_that_is_opened_again_is_measured_and_passes_its_start_up_though_nobody_has_room() -> None:
     async def scenario() -> None:
         clock, collector = Clock(), Collector()

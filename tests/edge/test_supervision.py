@@ -18,7 +18,8 @@ from tests.edge.supplied import make_supply
 from netrng_hostd.config import SourceConfig
 from netrng_hostd.core.policy import Standing
 from netrng_hostd.sources import SourceFailure
-from netrng_hostd.sources.reader import LOOK_NS, SourceReader, SourceState
+from netrng_hostd.sources.pace import FIRST_RETRY_NS
+from netrng_hostd.sources.reader import LOOK_NS, Delivery, SourceReader, SourceState
 from netrng_hostd.supervision import LATE_NS, MAX_ABANDONED, PROBE_NS, SourceWatch
 
 HWRNG = SourceConfig("hwrng", "device", "/dev/hwrng")
@@ -215,13 +216,23 @@ def test_a_kernel_that_does_not_answer_is_a_stalled_source_and_holds_nobody_up(
     async def scenario() -> None:
         it = Watched(reading=False)  # nothing may be read: what does not return is the look
         it.device.hangs.set()
+        supply, delays = it.watch._supply, list[int]()
         with it:
+            it.watch.capacity.rate = 1_000
             for attempt in range(1, MAX_ABANDONED + 1):
                 await until(lambda attempt=attempt: len(it.device.looks) == attempt)  # type: ignore[misc]
                 it.tick(it.clock.now_ns + STALL_NS)
-                assert it.watch.reader is not None
+                hung = it.reader
+                supply.deliver("hwrng", Delivery(700, bytearray(), 0, 700))
                 it.watch.tick(it.clock.now_ns + STALL_NS + 1)
                 assert it.watch.state.name == "stalled"
+                assert supply.held == {"hwrng": 0}, "what the one that hangs held is gone"
+                if it.watch.reader is not None:
+                    delays.append(it.reader._delay_ns)
+                    assert it.reader._retry is hung._retry, "alarms are remembered"
+                    assert it.reader.capacity is it.watch.capacity is not hung.capacity
+                    assert it.watch.capacity.rate == 1_000
+            assert delays == [FIRST_RETRY_NS, 2 * FIRST_RETRY_NS]
             for _ in range(3):  # so many threads hang, and no more
                 it.watch.tick(it.clock.now_ns + STALL_NS + 1)
                 assert it.watch.reader is None
@@ -270,6 +281,7 @@ def test_a_source_that_gives_nothing_is_stalled_and_proves_itself_before_it_coun
             it.tick(it.clock.now_ns)
             assert it.watch.state.name == "healthy"
             it.clock.now_ns += 1
+            it.reader._probing = False
             await until(lambda: it.reader.busy_since_ns in (None, it.clock.now_ns))
             it.watch.tick(it.clock.now_ns)
             assert it.watch.state == SourceState("stalled", "no byte from /dev/hwrng for 5 s")

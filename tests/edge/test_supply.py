@@ -105,8 +105,16 @@ def test_one_that_had_more_room_than_there_is_now_replaces_the_oldest() -> None:
     check(supply)
 
 
-def test_xor_mixes_equal_lengths_and_the_slower_one_sets_the_pace() -> None:
+def test_xor_mixes_equal_lengths_and_the_slower_one_sets_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     supply = make_supply("a", "b", policy=XOR, min_sources=2)
+    mixes: list[bytearray] = []
+    take = supply._mixer.take
+
+    def watched() -> bytearray:
+        mixes.append(take())
+        return mixes[-1]
+
+    monkeypatch.setattr(supply._mixer, "take", watched)
     first, second = attach(supply, "a", Reader()), attach(supply, "b", Reader())
     supply.deliver("a", delivered(b"\x0f" * 1_000))
     assert supply.reservoir.stored == {}
@@ -115,6 +123,8 @@ def test_xor_mixes_equal_lengths_and_the_slower_one_sets_the_pace() -> None:
     supply.deliver("b", delivered(b"\xff" * 600))
     assert supply.reservoir.stored == {MIX: 600}
     assert supply.held == {"a": 400, "b": 0}
+    assert [len(mixed) for mixed in mixes] == [0, 600]
+    assert not any(map(any, mixes)), "wiped"
     taken, (part,) = supply.reservoir.take(supply.reservoir.available)
     assert set(taken) == {0xF0}
     assert part.origin == MIX
@@ -228,7 +238,12 @@ def test_nothing_is_sent_between_an_alarm_and_its_delivery() -> None:
     pending.append(supply.alarm_pending)
     supply.deliver("b", alarm())
     pending.append(supply.alarm_pending)
-    assert pending == [False, True, False]
+    supply.detach("b")
+    third = attach(supply, "b", Reader())
+    pending.append(supply.alarm_pending)
+    third.alarms += 1
+    pending.append(supply.alarm_pending)
+    assert pending == [False, True, False, False, True], "each reader counts its own"
 
 
 def test_what_an_abandoned_reader_held_is_discarded_and_the_next_one_begins_anew() -> None:
