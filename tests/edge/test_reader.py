@@ -558,8 +558,8 @@ def test_a_probe_measures_though_nobody_has_room_and_then_stops_by_itself(
 
     async def scenario() -> None:
         clock, collector = Clock(), Collector()
-        source = Steady(clock)
-        with reading(source, collector, allowance=2_000, clock=clock) as reader:
+        source, vetting = Steady(clock), Remembering()
+        with reading(source, collector, allowance=2_000, clock=clock, vetting=vetting) as reader:
             await until(lambda: collector.read == 2_000)
             assert not reader.capacity.measured_ns
             before = len(collector.released)
@@ -569,6 +569,8 @@ def test_a_probe_measures_though_nobody_has_room_and_then_stops_by_itself(
             given = source.given
             assert given > 10_000
             assert len(collector.released) == before  # nobody has room: tested, and thrown away
+            delivered = {id(delivery.released) for delivery in collector.deliveries}
+            assert not any(any(released) for released in vetting.released if id(released) not in delivered)
             looked = source.looks
 
             def three_looks() -> bool:
@@ -609,15 +611,17 @@ class Unplugged(Steady):
 
 
 class Flawed(Steady):
-    """That source, with one alarm on the way."""
+    """That source, with one read on the way that raises an alarm, or two of them."""
 
-    flawed = False
+    flawed = twice = False
 
     def read_into(self, view: memoryview) -> int:
         count = super().read_into(view)
         if not self.flawed and self.given > 1_500:
             self.flawed = True
             view[:10] = bytes(10)
+            if self.twice:  # in the next window
+                view[-10:] = bytes(10)
         return count
 
 
@@ -626,6 +630,57 @@ def test_after_an_alarm_a_source_passes_its_start_up_though_nobody_has_room() ->
         clock, collector = Clock(), Collector()
         with reading(Flawed(clock), collector, allowance=2_000, clock=clock):
             await until(lambda: collector.names == ["healthy", "starting", "healthy"])
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_two_alarms_in_one_read_are_proof() -> None:
+    async def scenario() -> None:
+        clock, collector = Clock(), Collector()
+        source = Flawed(clock)
+        source.twice = True
+        with reading(source, collector, allowance=2_000, clock=clock):
+            await until(lambda: collector.names[:2] == ["healthy", "failed"])
+
+    asyncio.run(scenario(), debug=True)
+
+
+class Hanging(Script):
+    """A source one of whose calls does not return until it is let go."""
+
+    def __init__(self, call: str) -> None:
+        super().__init__([SourceFailure("error", "so that it is closed")])
+        self._call = call
+        self.hangs, self.let_go = threading.Event(), threading.Event()
+
+    def _hang(self, call: str) -> None:
+        if call == self._call:
+            self.hangs.set()
+            assert self.let_go.wait(60.0)
+
+    def open(self) -> None:
+        self._hang("open")
+
+    def read_into(self, view: memoryview) -> int:
+        self._hang("read_into")
+        return super().read_into(view)
+
+    def kernel_name(self) -> None:
+        self._hang("kernel_name")
+
+    def close(self) -> None:
+        self._hang("close")
+
+
+@pytest.mark.parametrize("call", ["open", "read_into", "kernel_name", "close"])
+def test_a_call_that_does_not_return_is_known_by_its_time(call: str) -> None:
+    async def scenario() -> None:
+        clock, source = Clock(), Hanging(call)
+        with reading(source, Collector(), clock=clock) as reader:
+            await until(source.hangs.is_set)
+            assert reader.busy_since_ns == clock.now_ns
+            source.let_go.set()
+        assert reader.busy_since_ns is None
 
     asyncio.run(scenario(), debug=True)
 
