@@ -685,6 +685,29 @@ def test_a_call_that_does_not_return_is_known_by_its_time(call: str) -> None:
     asyncio.run(scenario(), debug=True)
 
 
+def test_the_first_attempt_comes_after_the_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[int] = []
+    source = Script([])
+
+    def wait(_reader: SourceReader, wait_ns: int) -> None:
+        assert not source.opened
+        waits.append(wait_ns)
+
+    monkeypatch.setattr(SourceReader, "_wait", wait)
+
+    async def scenario() -> None:
+        reader = SourceReader(
+            source, Vetting(), asyncio.get_running_loop(),
+            deliver=lambda _: None, state_changed=lambda _: None, delay_ns=7,
+        )  # fmt: skip
+        reader.start()
+        await until(lambda: source.opened)
+        assert reader.stop(30.0)
+        assert waits == [7]
+
+    asyncio.run(scenario(), debug=True)
+
+
 def test_a_source_that_is_opened_again_is_measured_and_passes_its_start_up_though_nobody_has_room() -> None:
     async def scenario() -> None:
         clock, collector = Clock(), Collector()
