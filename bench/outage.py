@@ -156,6 +156,7 @@ def _measure(fault: Fault, run: Trial, a: Feed, b: Feed | None, back: bool) -> O
 
 def _back_s(fault: Fault, run: Trial, a: Feed, b: Feed) -> float:
     b.turn(feeds.GOOD)
+    run.wait_served(B)  # so that the first has to prove itself
     run.say(f"{A} is good again")
     begun = time.time()
     if not fault.turns:

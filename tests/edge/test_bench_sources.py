@@ -43,6 +43,7 @@ def test_what_is_read_is_what_was_written(feed: Feed) -> None:
     assert taken(source, 3 * PIECE) == b"".join(good(b"key", number) for number in range(3))
     at = feed.turn(feeds.ZEROS)
     everything = taken(source, at - 3 * PIECE + 100)
+    wait_for(lambda: len(feed.written) >= at + 100, "what was read to be counted as written")
     assert everything == feed.written[3 * PIECE : at + 100]
     assert everything[-100:] == bytes(100)
     assert any(everything[-108:-100]), "the zeros begin at the offset that was told"
