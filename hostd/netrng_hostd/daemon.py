@@ -100,9 +100,9 @@ class Daemon:
             await stack.enter_async_context(ControlServer(self._config.control, self.snapshot))
             stack.callback(self.dispatcher.stop)
             stack.callback(self._stop_sources)
+            self._review()  # before the first byte comes, so that what it begins with is not thrown away
             for watch in self.watches:
                 watch.start()
-            self._review()
             stack.push_async_callback(self.roster.close)
             stack.push_async_callback(_cancel, self._tasks)
             self._start_discovery()
