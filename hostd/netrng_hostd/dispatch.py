@@ -149,7 +149,7 @@ class Dispatcher:
         self.supply.allow()
 
     def _send_one(self, now_ns: int) -> bool:
-        if self._stopped or self.supply.alarm_pending:
+        if self._stopped or self.supply.withheld:
             return False
         reservoir = self.reservoir
         pick = self.scheduler.pick(now_ns, reservoir.available, reservoir.seed_available)

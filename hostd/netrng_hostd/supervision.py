@@ -22,6 +22,9 @@ log = logging.getLogger("netrng.source")
 
 PROBE_NS = 60_000_000_000  # a capacity older than that is measured anew
 LATE_NS = 1_500_000_000  # between two ticks, which come twice a second: the process stood still
+TRICKLE = 12  # times stall_timeout for a test's window to fill; 8.5 bytes per second by default
+MEMORY_NS = 3_600_000_000_000  # in which a source that fails again is trusted later and later
+FIRST_HOLD_NS, LAST_HOLD_NS = 2_000_000_000, 60_000_000_000
 MAX_ABANDONED = 3  # threads of one source that hang in a read; each keeps a descriptor and a stack
 
 
@@ -54,9 +57,11 @@ class SourceWatch:
         self.reader: SourceReader | None = None  # None: too many threads hang
         self._abandoned: list[SourceReader] = []
         self._reported = SourceState("starting")
-        self._silent = False
+        self._silence = ""  # what a person is told of a source that gives nothing, or too little
+        self._troubles = 0  # how many times it was healthy and was no more, each within an hour of the last
         self._ticked_ns = self._went_on_ns = clock()
         self._troubled_ns = self.since_ns = clock()
+        self._was_healthy = False
         self.rng_current: str | None = None
         self.virtual = False
         self._ever_named = False
@@ -64,18 +69,19 @@ class SourceWatch:
     @property
     def state(self) -> SourceState:
         """One of the source states of docs/operating.md."""
-        if self._silent and self._reported.name in ("starting", "healthy"):
-            return SourceState("stalled", f"no byte from {self.config.place} for {self._patience}")
+        if self._silence and self._reported.name in ("starting", "healthy"):
+            return SourceState("stalled", self._silence)
         return self._reported
 
     @property
     def standing(self) -> Standing:
         """For the policy."""
         name, measured_ns = self.state.name, self.capacity.measured_ns
+        measured = measured_ns is not None and measured_ns > self._troubled_ns
         return Standing(
             self.config.name,
             healthy=name == "healthy",
-            proved=measured_ns is not None and measured_ns > self._troubled_ns,
+            proved=measured and self._clock() - self._troubled_ns >= self._hold_ns,
             starting=name == "starting",
             credit=self.config.credit,
         )
@@ -134,17 +140,25 @@ class SourceWatch:
             self._look_at(reader, now_ns)
 
     def _look_at(self, reader: SourceReader, now_ns: int) -> None:
-        silent = self._too_long(reader.read_since_ns, now_ns)
-        if silent != self._silent:
-            before, self._silent = self.state, silent
+        silence = self._silence_of(reader, now_ns)
+        if silence != self._silence:
+            before, self._silence = self.state, silence
             if self.state != before:
                 self._tell_state()
-            if silent:
+            if silence:
                 reader.probe()  # so that it is read on, although others serve now
         if self.state.name == "healthy":
             measured_ns = reader.capacity.measured_ns
             if measured_ns is None or now_ns - measured_ns > PROBE_NS:
                 reader.probe()
+
+    def _silence_of(self, reader: SourceReader, now_ns: int) -> str:
+        if self._too_long(reader.read_since_ns, now_ns):
+            return f"no byte from {self.config.place} for {self._patience}"
+        if self._too_long(reader.passed_since_ns, now_ns, TRICKLE):
+            patience = f"{TRICKLE * self.config.stall_timeout:g} s"
+            return f"no window of the health tests from {self.config.place} in {patience}"
+        return ""
 
     def _abandon(self, reader: SourceReader, now_ns: int) -> None:
         """Its thread is in a call that nothing can interrupt."""
@@ -161,7 +175,7 @@ class SourceWatch:
     def _state_changed(self, state: SourceState) -> None:
         """From the reader."""
         self._reported = state
-        self._silent = False
+        self._silence = ""
         self._tell_state()
 
     def _named(self, name: str | None) -> None:
@@ -187,16 +201,25 @@ class SourceWatch:
     def _patience(self) -> str:
         return f"{self.config.stall_timeout:g} s"
 
-    def _too_long(self, since_ns: int | None, now_ns: int) -> bool:
+    @property
+    def _hold_ns(self) -> int:
+        """One that comes and goes would take the others' place, and leave it, again and again."""
+        return min(LAST_HOLD_NS, FIRST_HOLD_NS << self._troubles - 2) if self._troubles > 1 else 0
+
+    def _too_long(self, since_ns: int | None, now_ns: int, times: int = 1) -> bool:
         if since_ns is None:
             return False
-        return now_ns - max(since_ns, self._went_on_ns) > self.config.stall_timeout * 1e9
+        return now_ns - max(since_ns, self._went_on_ns) > times * self.config.stall_timeout * 1e9
 
     def _tell_state(self) -> None:
         self.since_ns = self._clock()
         state = self.state
         if state.name != "healthy":
+            if self._was_healthy:
+                again = self.since_ns - self._troubled_ns < MEMORY_NS
+                self._troubles = self._troubles + 1 if again else 1
             self._troubled_ns = self.since_ns
+        self._was_healthy = state.name == "healthy"
         level = logging.INFO if state.name in ("starting", "healthy") else logging.WARNING
         detail = f": {state.detail}" if state.detail else ""
         log.log(level, "source %s: %s%s", self.config.name, state.name, detail)

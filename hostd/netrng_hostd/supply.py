@@ -60,8 +60,13 @@ class Supply:
         self._stopped = False
 
     @property
-    def alarm_pending(self) -> bool:
-        """Whether an alarm's delivery is on its way, which will destroy what is here."""
+    def withheld(self) -> bool:
+        """Whether nothing may be given out now, not even of what is here.
+
+        Too few sources are healthy for a mix; or an alarm's delivery is on its way, which will destroy it.
+        """
+        if self.policy == XOR and not self.serving:
+            return True
         return any(
             feed.reader is not None and feed.reader.alarms > feed.alarms for feed in self._feeds.values()
         )
@@ -128,7 +133,9 @@ class Supply:
     def deliver(self, name: str, delivery: Delivery) -> None:
         """What one read of the source came to; see Delivery."""
         released = delivery.released
-        if not self._stopped:
+        try:
+            if self._stopped:
+                return
             feed = self._feeds[name]
             feed.read += delivery.read
             feed.held = delivery.held
@@ -139,10 +146,10 @@ class Supply:
                 self._alarm(name, feed, delivery.alarm, delivery.discarded)
             elif released:
                 self._accept(name, released)
-        released[:] = bytes(len(released))
-        if not self._stopped:
-            self.allow()
-            self.filled()
+        finally:
+            released[:] = bytes(len(released))
+        self.allow()
+        self.filled()
 
     def allow(self) -> None:
         """Lets the readers read as far as there is room; to be called when some was made."""
@@ -219,15 +226,19 @@ class Supply:
 
     def _log_change(self, before: Origin, standings: Sequence[Standing]) -> None:
         names = {FAILOVER: "the source", COMBINE: "the sources", XOR: "the mix of"}[self.policy]
+        order = list(self._feeds)
         if self.serving:
-            level = logging.INFO if not before or set(before) <= set(self.serving) else logging.WARNING
+            better = set(before) <= set(self.serving) or order.index(self.serving[0]) < order.index(before[0])
+            level = logging.INFO if better else logging.WARNING
             log.log(level, "%s: VMs are served from %s %s", self.policy, names, ", ".join(self.serving))
-        else:
-            healthy = sum(standing.healthy and standing.credit for standing in standings)
+        elif self.policy == XOR:
+            credited = [standing for standing in standings if standing.credit]
             log.warning(
-                "%s: nothing is given out: of %d sources that count %d are healthy, and %d are needed",
-                self.policy, sum(standing.credit for standing in standings), healthy, self._min_sources,
+                "xor: nothing is given out: of %d sources that count %d are healthy, and %d are needed",
+                len(credited), sum(standing.healthy for standing in credited), self._min_sources,
             )  # fmt: skip
+        else:
+            log.warning("%s: no source is healthy: VMs get what is in store, then nothing", self.policy)
 
 
 __all__ = ["Supply"]

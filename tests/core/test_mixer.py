@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from netrng_hostd.core.mixer import Mixer
+from netrng_hostd.core.reservoir import Part, Reservoir
 
 
 def mixer_of(*names: str, size: int = 100) -> Mixer:
@@ -55,6 +59,23 @@ def test_a_full_queue_takes_no_more_and_a_failed_source_s_is_zeroed() -> None:
     assert not any(places)
     assert mixer.destroy("a") == 0
     assert mixer.room("a") == 4
+
+
+def test_what_was_taken_to_be_mixed_is_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = list[bytearray]()
+    take = Reservoir.take
+
+    def remember(*arguments: Any) -> tuple[bytearray, list[Part]]:
+        result = take(*arguments)
+        taken.append(result[0])
+        return result
+
+    monkeypatch.setattr(Reservoir, "take", remember)
+    mixer = mixer_of("a", "b")
+    mixer.put("a", bytearray(b"abc"))
+    mixer.put("b", bytearray(b"xyz"))
+    assert any(mixer.take())
+    assert taken == [bytearray(3), bytearray(3)]
 
 
 def test_no_bytes_in_words() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -13,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 import netrng_hostd.core.reservoir as reservoir_module
 from netrng_hostd.core.ledger import Origin
-from netrng_hostd.core.reservoir import Reservoir
+from netrng_hostd.core.reservoir import Part, Reservoir
 
 RNG = ("rng",)
 
@@ -170,6 +171,27 @@ def test_destroy_zeroes_all_and_counts() -> None:
     assert not any(places(reservoir))
     assert (reservoir.room, reservoir.available, reservoir.seed_available) == (30, 0, 0)
     assert reservoir.destroy() == {}
+
+
+def test_what_stays_when_others_are_destroyed_is_copied_and_the_copies_are_wiped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copies = list[bytearray]()
+    ring = reservoir_module._Ring
+    take = ring.take
+
+    def remember(*arguments: Any) -> tuple[bytearray, list[Part]]:
+        result = take(*arguments)
+        copies.append(result[0])
+        return result
+
+    monkeypatch.setattr(ring, "take", remember)
+    reservoir = Reservoir(30, 0)
+    reservoir.put(numbers(1, 10), ("a",))
+    reservoir.put(numbers(11, 10), ("b",))
+    assert reservoir.destroy("b") == {("b",): 10}
+    assert copies == [bytearray(10)]
+    assert reservoir.take(10)[0] == numbers(1, 10)
 
 
 def test_no_bytes_in_words() -> None:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from netrng_hostd.core.health import HealthTests, Verdict
 from netrng_hostd.core.vetting import Vetting
 
 
@@ -50,6 +52,26 @@ def test_an_alarm_leaves_nothing_of_its_feed_or_of_what_was_held(min_entropy: fl
     assert vetted.alarms
     assert len(first.released) + first.conditioned + held == 1_600
     assert vetted.discarded == held + 4_600 - vetting.held
+
+
+@pytest.mark.parametrize("min_entropy", [8.0, 4.0])
+@pytest.mark.parametrize("stuck", [0, 600])
+def test_what_is_not_released_as_it_is_is_wiped(
+    min_entropy: float, stuck: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed = list[bytearray]()
+    feed = HealthTests.feed
+
+    def remember(*arguments: Any) -> Verdict:
+        verdict = feed(*arguments)
+        passed.append(verdict.released)
+        return verdict
+
+    monkeypatch.setattr(HealthTests, "feed", remember)
+    vetted = Vetting(min_entropy).feed(noise(2_048) + bytes(stuck))
+    assert len(passed[0]) >= 2_048
+    assert any(passed[0]) == (vetted.released is passed[0])
+    assert bool(vetted.released) == (not stuck)
 
 
 def test_the_claim_must_be_one_that_the_tests_can_use() -> None:

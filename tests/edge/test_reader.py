@@ -18,6 +18,7 @@ from tests.edge.rig import until
 from netrng_hostd.config import SourceConfig
 from netrng_hostd.core.vetting import Vetted, Vetting
 from netrng_hostd.sources import Source, SourceFailure, make_source
+from netrng_hostd.sources.delivery import Outbox
 from netrng_hostd.sources.pace import ALARM_MEMORY_NS
 from netrng_hostd.sources.reader import LOOK_NS, Delivery, SourceReader, SourceState
 
@@ -480,6 +481,20 @@ def test_a_delivery_that_the_loop_can_no_longer_take_is_wiped() -> None:
 
     asyncio.run(scenario(), debug=True)
     assert not any(map(any, vetting.released))
+
+
+def test_a_delivery_that_nobody_takes_any_more_is_wiped() -> None:
+    async def scenario() -> None:
+        arrived: list[Delivery] = []
+        outbox = Outbox(asyncio.get_running_loop(), arrived.append)
+        outbox.close()
+        late = Delivery(3, bytearray(b"abc"), 0, 0)
+        assert not outbox.send(late)
+        assert not any(late.released)
+        await asyncio.sleep(0)
+        assert not arrived
+
+    asyncio.run(scenario(), debug=True)
 
 
 def test_a_delivery_to_a_closed_loop_is_wiped_and_ends_the_thread() -> None:

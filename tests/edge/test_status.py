@@ -315,10 +315,12 @@ def test_xor() -> None:
     few = (BROKEN, dataclasses.replace(ALEA), dataclasses.replace(uncounted, serving=False))
     shown = drawn_with(*few, policy="xor", min_sources=2, stored=4096)
     assert shown.startswith(
-        "policy     xor: NOTHING IS GIVEN OUT BUT THE 4.10 kB IN STORE: "
+        "policy     xor: NOTHING IS GIVEN OUT: "
         "of 2 sources that count 1 is healthy, and 2 are needed\n"
     )
     assert "▶" not in shown
+    shown = drawn_with(BROKEN, dataclasses.replace(ALEA, state="absent"), stored=4096)
+    assert shown.startswith("policy     failover: NOTHING IS GIVEN OUT BUT THE 4.10 kB IN STORE: no source")
 
 
 def test_what_is_loud() -> None:

@@ -20,7 +20,7 @@ from netrng_hostd.core.policy import Standing
 from netrng_hostd.sources import SourceFailure
 from netrng_hostd.sources.pace import FIRST_RETRY_NS
 from netrng_hostd.sources.reader import LOOK_NS, Delivery, SourceReader, SourceState
-from netrng_hostd.supervision import LATE_NS, MAX_ABANDONED, PROBE_NS, SourceWatch
+from netrng_hostd.supervision import LATE_NS, MAX_ABANDONED, MEMORY_NS, PROBE_NS, TRICKLE, SourceWatch
 
 HWRNG = SourceConfig("hwrng", "device", "/dev/hwrng")
 STALL_NS = int(HWRNG.stall_timeout * 1e9)
@@ -298,6 +298,54 @@ def test_a_source_that_gives_nothing_is_stalled_and_proves_itself_before_it_coun
         "source hwrng: stalled: no byte from /dev/hwrng for 5 s",
         "source hwrng: healthy",
     ]
+
+
+def test_a_trickle_is_a_stalled_source_until_a_window_has_passed() -> None:
+    async def scenario() -> None:
+        with Watched() as it:
+            it.watch._state_changed(SourceState("healthy"))
+            await until(lambda: it.reader.passed_since_ns is not None)
+            for _ in range(TRICKLE):  # a byte now and then, and each in time
+                it.watch.tick(it.clock.now_ns)
+                assert it.watch.state.name == "healthy"
+                it.clock.now_ns += STALL_NS
+                it.reader.read_since_ns = it.reader.busy_since_ns = None
+                it.watch._ticked_ns = it.clock.now_ns  # the clock went on without standing still
+            it.clock.now_ns += 1
+            await until(lambda: it.reader.busy_since_ns in (None, it.clock.now_ns))
+            it.reader.read_since_ns = None
+            it.watch.tick(it.clock.now_ns)
+            why = "no window of the health tests from /dev/hwrng in 60 s"
+            assert it.watch.state == SourceState("stalled", why)
+            it.device.gives = True
+            await until(lambda: it.reader.passed_since_ns is None)
+            it.watch.tick(it.clock.now_ns)
+            assert it.watch.state.name == "healthy"
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_one_that_comes_and_goes_is_trusted_later_and_later() -> None:
+    async def scenario() -> None:
+        with Watched(reading=False) as it:
+            holds = []
+            for _ in range(8):
+                it.watch._state_changed(SourceState("healthy"))
+                it.watch._state_changed(SourceState("absent"))
+                it.watch._state_changed(SourceState("healthy"))
+                it.watch.capacity.measured_ns = it.clock.now_ns + 1
+                begun_ns = it.clock.now_ns
+                while not it.watch.standing.proved:
+                    it.clock.now_ns += 1_000_000_000
+                holds.append((it.clock.now_ns - begun_ns) // 1_000_000_000)
+            assert holds == [0, 2, 4, 8, 16, 32, 60, 60]
+            it.clock.now_ns += MEMORY_NS
+            it.watch._state_changed(SourceState("absent"))
+            it.watch._state_changed(SourceState("healthy"))
+            it.watch.capacity.measured_ns = it.clock.now_ns + 1
+            assert it.watch.standing.proved, "an hour is long enough"
+
+    asyncio.run(scenario(), debug=True)
 
 
 def test_an_old_capacity_is_measured_anew_of_a_healthy_source_alone(monkeypatch: pytest.MonkeyPatch) -> None:

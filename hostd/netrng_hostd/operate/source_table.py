@@ -109,7 +109,7 @@ def _policy(status: DaemonStatus) -> Text:
     line = Text().append("policy     ", FAINT)
     serving = [source for source in status.sources if source.serving]
     if not serving:
-        stored = status.reservoir.stored
+        stored = status.reservoir.stored if status.policy != XOR else 0  # a mix of too few is held back
         rest = f" BUT THE {size(stored)} IN STORE" if stored else ""
         return line.append(f"{printable(status.policy)}: NOTHING IS GIVEN OUT{rest}: {_why(status)}", LOUD)
     style = LOUD if any(source.kind == "prng" for source in serving) else GOOD

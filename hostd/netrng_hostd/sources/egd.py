@@ -27,7 +27,7 @@ GET_AVAILABLE = 1  # answered with a count
 GET_WAITING = 2
 MAX_REQUEST = 255  # bytes
 
-CONNECT_S = 5.0
+CONNECT_S = 2.0  # to a port of this host: more than enough, and less than stall_timeout by default
 POLL_S = 0.2  # a read waits no longer, so that its thread can be stopped
 EMPTY_S = 0.2  # between two requests of a server that has nothing
 UNKNOWN_S = 2.0  # command 1 is answered at once, or not known

@@ -81,6 +81,7 @@ class SourceReader:
         self._thread = threading.Thread(target=self._run, name="netrng-source", daemon=True)
         self.alarms = 0  # reads that raised an alarm; known here before their deliveries reach the loop
         self.read_since_ns: int | None = None  # since when no byte has come although it may
+        self.passed_since_ns: int | None = None  # the same of bytes that have passed the vetting
         self.busy_since_ns: int | None = None  # since when a call that may never return has not returned
         self._named = named
         self._name: str | None = None
@@ -206,6 +207,8 @@ class SourceReader:
         begun_ns = self._clock()
         if self.read_since_ns is None:
             self.read_since_ns = begun_ns
+        if self.passed_since_ns is None:
+            self.passed_since_ns = begun_ns
         count = self._call(lambda: self._source.read_into(view))
         ended_ns = self._clock()
         if count == 0:
@@ -221,6 +224,8 @@ class SourceReader:
             if measured and not self._vetting.starting:  # else one that is slow would wait for ever to begin
                 self._probing = False
             released, discarded = vetted.released, vetted.discarded
+            if released or vetted.conditioned:
+                self.passed_since_ns = None
             if not wanted:
                 discarded += len(released)
                 released[:] = bytes(len(released))
@@ -258,7 +263,8 @@ class SourceReader:
                 if room > 0:
                     return room
                 self.capacity.waited()
-                self.read_since_ns = None  # it was allowed less while nothing came: now no byte may come
+                # It was allowed less while nothing came: now no byte may come.
+                self.read_since_ns = self.passed_since_ns = None
                 self._permitted.wait(WAKE_S)
 
     def _look(self) -> None:
@@ -278,7 +284,7 @@ class SourceReader:
 
     def _forget_held(self) -> None:
         """A source that is opened again may be another one: what waits for its window is not released."""
-        self.read_since_ns = None
+        self.read_since_ns = self.passed_since_ns = None
         self.capacity.failed()
         self._probing = True  # also so that it gets the bytes of its start-up, whether it may serve or not
         with self._keeping:
