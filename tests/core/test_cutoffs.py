@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Iterable
 from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netrng_hostd.core.cutoffs import apt_cutoff, rct_cutoff
+from netrng_hostd.core.cutoffs import apt_cutoff, bits_cutoff, rct_cutoff
 
 
 @pytest.mark.parametrize(
@@ -61,3 +63,63 @@ def test_apt_cutoff_above_the_window_where_the_test_could_never_keep_the_rate() 
 
 def test_apt_cutoff_where_the_rate_is_met_exactly() -> None:
     assert apt_cutoff(40, 1, 40) == 40  # P(X > 39) = 2^-40, not one more is needed
+
+
+# --- on bits, by a claim for bytes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("a", [20, 30, 40])
+def test_bits_of_full_entropy_carry_one_each(a: int) -> None:
+    assert bits_cutoff(a, 8.0) == apt_cutoff(a, 1, 1024)
+
+
+def zeros_of_a_window(source: list[float]) -> list[float]:
+    """P(k zeros in 128 bytes) for k from 0 to 1,024; ``source``: the likelihood of each byte value."""
+    of_byte = [0.0] * 9
+    for value, likelihood in enumerate(source):
+        of_byte[8 - bin(value).count("1")] += likelihood
+    window = [1.0]
+    for _ in range(128):
+        grown = [0.0] * (len(window) + 8)
+        for k, likelihood in enumerate(window):
+            for more, factor in enumerate(of_byte):
+                grown[k + more] += likelihood * factor
+        window = grown
+    return window
+
+
+def filled(h: float, order: Iterable[int]) -> list[float]:
+    """As much of the values as the claim allows, one after the other."""
+    source, left = [0.0] * 256, 1.0
+    for value in order:
+        source[value] = min(2.0**-h, left)
+        left -= source[value]
+    return source
+
+
+@pytest.mark.parametrize("h", [7.5, 7.0, 4.0, 2.0, 1.0, 0.5])
+def test_the_bits_cutoff_is_the_least_for_the_worst_source_of_the_claim(h: float) -> None:
+    zeros = zeros_of_a_window(filled(h, sorted(range(256), key=lambda value: bin(value).count("1"))))
+    for a in (20, 40):
+        cutoff = bits_cutoff(a, h)
+        assert math.fsum(zeros[cutoff:]) <= 2.0**-a < math.fsum(zeros[cutoff - 1 :])
+
+
+@pytest.mark.parametrize(
+    ("h", "order"),
+    [
+        (4.0, range(256)),  # the upper bits are zero
+        (4.0, range(0, 256, 16)),  # the lower ones
+        (6.0, range(256)),
+        (7.0, range(0, 256, 2)),
+        (3.5, random.Random(1).sample(range(256), 256)),
+    ],
+)
+def test_other_sources_of_the_claim_raise_no_more_alarms_on_bits(h: float, order: Iterable[int]) -> None:
+    zeros = zeros_of_a_window(filled(h, order))
+    for a in (20, 40):
+        assert math.fsum(zeros[bits_cutoff(a, h) :]) <= 2.0**-a
+
+
+def test_a_claim_so_low_that_no_bits_can_tell() -> None:
+    assert bits_cutoff(40, 0.3) == 1025

@@ -12,10 +12,11 @@ import math
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from netrng_hostd.core.blocktest import Cutoffs, Likelihood, block_cutoffs, pairs_distribution, worst_source
-from netrng_hostd.core.cutoffs import apt_cutoff, rct_cutoff
+from netrng_hostd.core.cutoffs import apt_cutoff, bits_cutoff, rct_cutoff
 from netrng_hostd.core.health import APT_BITS, APT_BYTES, BLOCK, RCT, HealthTests
 
 MEGABYTE = 1 << 20
@@ -96,10 +97,35 @@ def test_adaptive_proportion_of_bytes(a: int, h: int) -> None:
 @pytest.mark.parametrize("a", [6, 8])
 def test_adaptive_proportion_of_bits(a: int) -> None:
     """1 + Binomial(1023, 1/2) is C or more; after an alarm the rest of the 512 bytes is skipped."""
-    health, n_bytes = only(apt_bits=apt_cutoff(a, 1, 1024)), 24 * MEGABYTE
+    health, n_bytes = only(apt_bits=bits_cutoff(a, 8)), 24 * MEGABYTE
     offsets = alarm_offsets(health, APT_BITS, n_bytes, whole)
     skipped = sum(-offset % 512 // 128 for offset in offsets)
     rate = binomial(1023, 0.5, health.apt_bit_cutoff - 1)
+    assert_likely(len(offsets), rate * (n_bytes // 128 - skipped))
+
+
+FEWEST_ONES = sorted(range(256), key=lambda value: bin(value).count("1"))[:16]
+
+
+def fewest_ones(noise: bytes) -> bytes:
+    """Noise of four bits in a byte: the worst source of that claim for a test of bits."""
+    return noise.translate(bytes(FEWEST_ONES[value & 0x0F] for value in range(256)))
+
+
+@pytest.mark.parametrize("a", [6, 8])
+def test_adaptive_proportion_of_bits_where_the_claim_is_lower(a: int) -> None:
+    """The zeros of 128 bytes are C or more, of which the first begins with one; so many ones there never are."""
+    health, n_bytes = only(apt_bits=bits_cutoff(a, 4)), 24 * MEGABYTE
+    offsets = alarm_offsets(health, APT_BITS, n_bytes, fewest_ones)
+    skipped = sum(-offset % 512 // 128 for offset in offsets)
+    zeros = [8 - bin(value).count("1") for value in FEWEST_ONES]
+    of_others = np.ones(1)
+    for _ in range(127):
+        of_others = np.convolve(of_others, np.bincount(zeros, minlength=9) / 16)
+    least = health.apt_bit_cutoff
+    firsts = [zeros[n] for n, value in enumerate(FEWEST_ONES) if value < 0x80]
+    rate = sum(of_others[least - first :].sum() for first in firsts) / 16
+    assert 0.4 < rate / 2.0**-a <= 1
     assert_likely(len(offsets), rate * (n_bytes // 128 - skipped))
 
 

@@ -29,6 +29,7 @@ from netrng_hostd.core.health import (
     _popcount,
     _popcount_by_table,
     apt_cutoff,
+    bits_cutoff,
     rct_cutoff,
 )
 
@@ -69,7 +70,7 @@ class Slow:
     def __init__(self, min_entropy: float) -> None:
         self.rct = rct_cutoff(40, min_entropy)
         self.apt_bytes = apt_cutoff(40, min_entropy, 512)
-        self.apt_bits = apt_cutoff(40, min_entropy / 8, 1024)
+        self.apt_bits = bits_cutoff(40, min_entropy)
         self.block = block_cutoffs(40, min_entropy)
         self.released, self.discarded, self.alarms = bytearray(), 0, list[Found]()
         self.offset = self.skip = 0
@@ -119,11 +120,11 @@ class Slow:
 # --- cutoffs -------------------------------------------------------------------------------------------
 
 
-def test_cutoffs_follow_the_claim_and_a_bit_carries_an_eighth_of_it() -> None:
+def test_cutoffs_follow_the_claim() -> None:
     health = HealthTests(min_entropy=4.0, alpha_exponent=20)
     assert health.rct_cutoff == rct_cutoff(20, 4.0) == 6
     assert health.apt_byte_cutoff == apt_cutoff(20, 4.0, 512)
-    assert health.apt_bit_cutoff == apt_cutoff(20, 0.5, 1024)
+    assert health.apt_bit_cutoff == bits_cutoff(20, 4.0)
     assert health.block_cutoffs == block_cutoffs(20, 4.0)
     assert HealthTests().block_cutoffs == Cutoffs(1278, 1976)
 

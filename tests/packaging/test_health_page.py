@@ -13,7 +13,7 @@ from bench.gallery import ALL, TESTS, TRIALS
 
 from netrng_hostd.core.blocktest import block_cutoffs
 from netrng_hostd.core.conditioning import noise_per_block
-from netrng_hostd.core.cutoffs import apt_cutoff, rct_cutoff
+from netrng_hostd.core.cutoffs import apt_cutoff, bits_cutoff, rct_cutoff
 
 PAGE = Path(__file__).parents[2] / "docs/health.md"
 TOLD = PAGE.read_text(encoding="utf-8")
@@ -64,7 +64,7 @@ def test_the_limits_are_those_of_the_tests() -> None:
     for row in rows:
         h = float(row[0])
         low, high = block_cutoffs(40, h)
-        bytes_, bits = apt_cutoff(40, h, 512), apt_cutoff(40, h / 8, 1024)
+        bytes_, bits = apt_cutoff(40, h, 512), bits_cutoff(40, h)
         assert row[1:] == [str(rct_cutoff(40, h)), str(bytes_), f"{bits:,}", f"≤ {low:,} or ≥ {high:,}"]
 
 

@@ -35,6 +35,7 @@ from netrng_hostd.core.cutoffs import (
     BYTE_WINDOW,
     STARTUP,
     apt_cutoff,
+    bits_cutoff,
     rct_cutoff,
 )
 
@@ -91,8 +92,8 @@ class Verdict(NamedTuple):
 class HealthTests:
     """The health tests of one source; see the module for what they promise.
 
-    `min_entropy`: claimed bits per noise byte; a bit of it is taken to carry an eighth. ValueError where it
-    is above 8 or so low that one of the tests could never fail (below a/128: 0.3125 for a = 40), or where
+    `min_entropy`: claimed bits per noise byte, wherever in the byte they are. ValueError where it is above 8
+    or so low that one of the tests could never fail (below a/128: 0.3125 for a = 40), or where
     `alpha_exponent`, a, is above 40. Computing the cutoffs takes up to a second, once for each claim.
     """
 
@@ -107,7 +108,7 @@ class HealthTests:
         self._use(
             rct_cutoff(alpha_exponent, min_entropy),
             apt_cutoff(alpha_exponent, min_entropy, BYTE_WINDOW),
-            apt_cutoff(alpha_exponent, min_entropy / 8, BIT_WINDOW),
+            bits_cutoff(alpha_exponent, min_entropy),
             block_cutoffs(alpha_exponent, min_entropy),
         )
         self._buffer = bytearray(STARTUP)
