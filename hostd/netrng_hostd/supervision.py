@@ -84,6 +84,7 @@ class SourceWatch:
             proved=measured and self._clock() - self._troubled_ns >= self._hold_ns,
             starting=name == "starting",
             credit=self.config.credit,
+            prng=self.config.kind == "prng",
         )
 
     def describe(self) -> str:

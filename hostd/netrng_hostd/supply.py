@@ -22,7 +22,7 @@ from netrng_hostd.sources.reader import Delivery, SourceReader
 
 log = logging.getLogger("netrng.source")
 
-UNTOLD = Alarm("untold", "in the read before one that did not return")
+UNTOLD = Alarm("unknown test", "in the read before one that did not return")
 MIX_BYTES = 65536  # what may wait, of each source, for the others to have as much
 
 
@@ -217,8 +217,8 @@ class Supply:
         waiting = self._mixer.destroy(name) if self._mixer.held(name) else 0
         self.ledger.destroyed((name,), waiting)
         log.warning(
-            "source %s: health test alarm: %s; %d bytes not yet handed out are destroyed",
-            name, alarm.detail, discarded + waiting + sum(gone.values()),
+            "source %s: health test alarm: %s: %s; %d bytes not yet handed out are destroyed",
+            name, alarm.test, alarm.detail, discarded + waiting + sum(gone.values()),
         )  # fmt: skip
         if feed.given:
             feed.given = False
@@ -230,7 +230,9 @@ class Supply:
         if self.serving:
             better = set(before) <= set(self.serving) or order.index(self.serving[0]) < order.index(before[0])
             level = logging.INFO if better else logging.WARNING
-            log.log(level, "%s: VMs are served from %s %s", self.policy, names, ", ".join(self.serving))
+            prngs = {standing.name for standing in standings if standing.prng}
+            called = ", ".join(name + " (PRNG)" * (name in prngs) for name in self.serving)
+            log.log(level, "%s: VMs are served from %s %s", self.policy, names, called)
         elif self.policy == XOR:
             credited = [standing for standing in standings if standing.credit]
             log.warning(

@@ -596,6 +596,10 @@ def test_one_that_serves_in_the_place_of_a_better_one_is_noted() -> None:
         "failover: VMs are served from alea, because hwrng has not yet proved itself again"
     ]
     assert running_found(told("healthy"), alea, policy="combine") == []
+    trial = told("healthy", "trial", serving=True, kind="prng")
+    assert running_found(told("failed"), trial)[1:] == [
+        "failover: VMs are served from trial (PRNG), because hwrng is failed"
+    ]
 
 
 def test_a_mix_of_too_few_is_a_problem() -> None:

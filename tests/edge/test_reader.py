@@ -192,7 +192,9 @@ def test_a_stuck_source_gives_nothing_out_and_is_failed_after_the_second_alarm()
             await until(lambda: collector.read > read_then)  # it is tried again
         assert not collector.released
         assert collector.names[:2] == ["starting", "failed"]
-        assert "equal bytes in a row" in collector.states[-1].detail
+        assert collector.states[-1].detail == (
+            "health test: repetition-count: 6 equal bytes in a row, alarm from 6"
+        )
         alarms = [delivery.alarm for delivery in collector.deliveries if delivery.alarm]
         assert alarms
 

@@ -326,6 +326,22 @@ def test_a_change_is_said_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
+def test_a_prng_that_serves_is_called_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "netrng.source"):
+        supply = make_supply("a", "trial")
+        supply.review([Standing("a", healthy=False), Standing("trial", healthy=True, prng=True)])
+    assert caplog.records[-1].getMessage() == "failover: VMs are served from the source trial (PRNG)"
+
+
+def test_an_alarm_names_its_test(caplog: pytest.LogCaptureFixture) -> None:
+    make_supply("a").deliver("a", alarm(700))
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line == (
+        "source a: health test alarm: repetition-count: 6 equal bytes in a row, alarm from 6; "
+        "700 bytes not yet handed out are destroyed"
+    )
+
+
 def test_a_single_source_says_all_by_its_own_state(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "netrng.source"):
         stand(make_supply("a"), a=False)

@@ -25,7 +25,7 @@ class Standing(NamedTuple):
 
     `healthy`: its bytes pass the health tests; `proved`: and have done so, since it was last in trouble, for
     as long as it takes to measure its capacity; `starting`: it has begun its start-up test; `credit`: whether
-    it counts.
+    it counts; `prng`: it is a pseudo-random stream, which whoever names it says.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Standing(NamedTuple):
     proved: bool = False
     starting: bool = False
     credit: bool = True
+    prng: bool = False
 
 
 def serving(policy: str, min_sources: int, standings: Sequence[Standing], current: Origin) -> Origin:

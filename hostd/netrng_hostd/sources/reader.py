@@ -240,7 +240,8 @@ class SourceReader:
     def _judge(self, vetted: Vetted) -> None:
         now_ns = self._clock()
         if vetted.alarms:
-            detail = f"health test: {vetted.alarms[0].detail}"
+            alarm = vetted.alarms[0]
+            detail = f"health test: {alarm.test}: {alarm.detail}"
             if self._retry.alarmed(len(vetted.alarms), now_ns):
                 raise SourceFailure("failed", detail)
             self._probing = True  # so that it gets the bytes of its start-up, whether it may serve or not

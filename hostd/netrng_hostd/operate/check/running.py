@@ -60,6 +60,7 @@ def _check_order(status: DaemonStatus) -> Iterator[Finding]:
     first = status.sources[0] if status.sources else None
     if serving is not None and first is not None and serving is not first:
         yield note(
-            f"failover: VMs are served from {serving.name}, because {first.name} "
+            f"failover: VMs are served from {serving.name}{' (PRNG)' * (serving.kind == 'prng')}, "
+            f"because {first.name} "
             f"{'has not yet proved itself again' if first.state in _WELL else f'is {printable(first.state)}'}"
         )
