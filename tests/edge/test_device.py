@@ -145,7 +145,10 @@ def test_the_required_rng_is_read(current: Path) -> None:
 def test_another_one_is_not_opened(current: Path, name: str, told: str) -> None:
     current.write_text(f"{name}\n")
     source = required("tpm-rng-0")
-    wanted = f"the kernel has {told} behind /dev/zero, and the configuration requires tpm-rng-0"
+    wanted = (
+        f"the kernel has {told} behind /dev/zero, and the configuration requires tpm-rng-0; "
+        "choose it: echo tpm-rng-0 > /sys/class/misc/hw_random/rng_current"
+    )
     assert refused(source) == ("absent", wanted)
     current.write_text("tpm-rng-0\n")
     source.open()  # found again

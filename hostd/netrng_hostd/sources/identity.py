@@ -92,7 +92,10 @@ def wrong_name(path: str, required: str, current: str | None) -> str | None:
     """
     if required in ("", current):
         return None
-    return f"the kernel has {current or 'nothing'} behind {path}, and the configuration requires {required}"
+    return (
+        f"the kernel has {current or 'nothing'} behind {path}, and the configuration requires {required}; "
+        f"choose it: echo {required} > /sys/class/misc/hw_random/rng_current"
+    )
 
 
 def no_name(path: str) -> str:

@@ -74,10 +74,7 @@ def check_source(source: SourceConfig, own_pids: frozenset[int], read_s: float =
     current = rng_current()
     wrong = wrong_name(source.path, source.rng_current, current)
     if wrong is not None:
-        yield problem(
-            f"source {source.name}: {wrong}; choose it: "
-            f"echo {source.rng_current} > /sys/class/misc/hw_random/rng_current"
-        )
+        yield problem(f"source {source.name}: {wrong}")
     if is_virtual(current):
         yield note(
             f"source {source.name}: {source.path} is virtual ({current}): it is only as good as the word of "
