@@ -325,7 +325,12 @@ def test_who_has_no_place_for_a_daemon_asks_the_systems(
         ),
         (
             '[sources]\npolicy = "xor"',
-            "sources.min_sources: found 2, allowed: as many as there are sources with credit, 1",
+            "sources.min_sources: found 2 (its default), allowed: at most as many as there are sources with "
+            "credit, 1",
+        ),
+        (
+            '[sources]\npolicy = "xor"\nmin_sources = 3',
+            "sources.min_sources: found 3, allowed: at most as many as there are sources with credit, 1",
         ),
         (
             "[[source]]\n[[source]]\nname = 'b'\npath = '/dev/b'\n"

@@ -99,8 +99,8 @@ def read_policy(table: Table, sources: tuple[SourceConfig, ...]) -> tuple[str, i
         return policy, Config.min_sources
     min_sources = table.whole("min_sources", XOR_MIN_SOURCES, 1, MAX_SOURCES)
     if credited < min_sources:
+        found = f"found {min_sources}{'' if 'min_sources' in table else ' (its default)'}"
         raise table.error(
-            "min_sources",
-            f"found {min_sources}, allowed: as many as there are sources with credit, {credited}",
+            "min_sources", f"{found}, allowed: at most as many as there are sources with credit, {credited}"
         )
     return policy, min_sources
