@@ -31,13 +31,14 @@ class Tap(threading.Thread):
         self._end = threading.Event()
         self.zeros = 0  # how many bytes of zeros to write next
         self.silent = False
+        self.size = 500  # bytes at a time
         self.start()
 
     def run(self) -> None:
         while not self._end.wait(0.01):
             if self.silent:
                 continue
-            piece = bytes(min(self.zeros, 500)) or self._data[:500]
+            piece = bytes(min(self.zeros, self.size)) or self._data[: self.size]
             try:
                 written = os.write(self._fd, piece)
             except BlockingIOError:
@@ -151,6 +152,31 @@ def test_failover_zeros_reach_nobody_the_other_serves_and_the_better_one_comes_b
         assert by_name(status)["a"]["bytes_sent"] > 4_000
         assert ZEROS not in guest.taken
         assert assert_disjoint(A + B, [bytes(guest.taken)]) > 0.95 * len(guest.taken)
+
+
+def test_a_rate_that_drops_to_a_tenth_is_no_failure_and_what_is_promised_follows_it(tmp_path: Path) -> None:
+    quota = '[[quota]]\nname = "vm"\nmatch = ["vm"]\nreservation = "8kB/s"\n'
+    with (
+        fifo(tmp_path / "a", A) as slow,
+        fifo(tmp_path / "b", B),
+        served(tmp_path, two(tmp_path, quota)) as (hostd, _guest),
+    ):
+
+        def wait_for_verdict(verdict: str) -> None:
+            wait_for(lambda: hostd.domain("vm").get("admission") == verdict, f"{verdict}, in {hostd.log}")
+
+        wait_until_serving(hostd, "a")
+        wait_for_verdict("promised")
+        slow.size = 50
+        wait_for_verdict("shrunk")
+        told = by_name(hostd.status())["a"]
+        assert (told["state"], told["serving"]) == ("healthy", True)
+        assert told["capacity"] < 8_900
+        assert "netrng.admission: the source gives " in hostd.log
+        wait_for_more_of(hostd, "a")
+        slow.size = 500
+        wait_for_verdict("promised")
+        assert_ledger(hostd)
 
 
 def test_a_read_that_never_returns_is_left_behind_and_what_it_brings_later_goes_nowhere(
