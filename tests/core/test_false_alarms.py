@@ -114,7 +114,7 @@ def fewest_ones(noise: bytes) -> bytes:
 
 @pytest.mark.parametrize("a", [6, 8])
 def test_adaptive_proportion_of_bits_where_the_claim_is_lower(a: int) -> None:
-    """The zeros of 128 bytes are C or more, of which the first begins with one; so many ones there never are."""
+    """Of 128 bytes C bits or more are zeros, the first of all among them; so many ones there never are."""
     health, n_bytes = only(apt_bits=bits_cutoff(a, 4)), 24 * MEGABYTE
     offsets = alarm_offsets(health, APT_BITS, n_bytes, fewest_ones)
     skipped = sum(-offset % 512 // 128 for offset in offsets)

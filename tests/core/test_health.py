@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netrng_hostd.core.blocktest import Cutoffs, block_cutoffs
+from netrng_hostd.core.cutoffs import bits_cutoff
 from netrng_hostd.core.health import (
     APT_BITS,
     APT_BYTES,
@@ -29,7 +30,6 @@ from netrng_hostd.core.health import (
     _popcount,
     _popcount_by_table,
     apt_cutoff,
-    bits_cutoff,
     rct_cutoff,
 )
 

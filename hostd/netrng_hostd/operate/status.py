@@ -21,7 +21,7 @@ SOURCE_STATES = {
     "healthy": "delivers bytes that pass the health tests",
     "absent": "there is no such device, or nothing behind it",
     "denied": "this user may not read it",
-    "stalled": "a read does not return",
+    "stalled": "it gives nothing, or too little",
     "failed": "a health test raised its alarm again and again; nothing of it is used",
     "error": "reading fails",
 }
