@@ -324,6 +324,28 @@ def test_fewer_bytes_than_were_asked_for_without_a_count(
         assert failure(source).detail == f"{path} has answered with 54 bytes too few"
 
 
+@pytest.mark.parametrize("part", [0, 1, 40])
+def test_one_that_answers_no_more_is_left_and_connected_to_anew(
+    path: Path, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(egd, "SHORT_S", 0.3)
+    answers = Noise()
+
+    def answer(conn: socket.socket, command: int, n_bytes: int) -> bool:
+        if len(server.requests) == 2:
+            conn.sendall((bytes([n_bytes]) + NOISE)[:part])
+            return True
+        return answers(conn, command, n_bytes)
+
+    with serving(path, answer) as server, opened(path) as source:
+        found = failure(source)
+        assert (found.state, found.detail) == ("stalled", f"{path} has not answered for 0.3 s")
+        source.close()
+        source.open()
+        assert len(read(source, 100)) >= 100
+        assert server.clients == 2
+
+
 @pytest.mark.usefixtures("impatient")
 def test_one_that_never_answers_is_waited_for_in_short_calls(path: Path) -> None:
     with serving(path, lambda *_: True) as server, opened(path) as source:

@@ -31,7 +31,7 @@ CONNECT_S = 2.0  # to a port of this host: more than enough, and less than stall
 POLL_S = 0.2  # a read waits no longer, so that its thread can be stopped
 EMPTY_S = 0.2  # between two requests of a server that has nothing
 UNKNOWN_S = 2.0  # command 1 is answered at once, or not known
-SHORT_S = 10.0  # without a byte in the midst of an answer to command 2: there will be no more
+SHORT_S = 10.0  # without a byte in the midst of an answer, or before one to command 1: there will be no more
 
 
 class EgdSource:
@@ -156,6 +156,8 @@ class EgdSource:
         if self._command == GET_AVAILABLE:
             if not self._answered and silent_s >= UNKNOWN_S:
                 self._connect(GET_WAITING)
+            elif self._answered and silent_s >= SHORT_S:
+                raise SourceFailure("stalled", f"{self._place} has not answered for {SHORT_S:g} s")
         elif self._answered and silent_s >= SHORT_S:
             raise SourceFailure("error", f"{self._place} has answered with {self._due} bytes too few")
         return 0
