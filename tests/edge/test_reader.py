@@ -263,7 +263,13 @@ def test_alarms_more_than_an_hour_apart_are_chance() -> None:
 
 
 @pytest.mark.parametrize(
-    "trouble", [bytes(32), SourceFailure("error", "cannot read: I/O error")], ids=["alarm", "error"]
+    "trouble",
+    [
+        bytes(32),
+        SourceFailure("error", "cannot read: I/O error"),
+        SourceFailure("absent", "no program writes", soon=True),
+    ],
+    ids=["alarm", "error", "writers that come and go"],
 )
 def test_a_source_that_fails_for_ever_fills_no_log(
     trouble: bytes | SourceFailure, monkeypatch: pytest.MonkeyPatch

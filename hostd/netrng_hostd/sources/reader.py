@@ -86,6 +86,7 @@ class SourceReader:
         self._named = named
         self._name: str | None = None
         self._looked_ns: int | None = None  # None: the device was just opened
+        self._came = False  # whether a byte has come since it was opened
 
     @property
     def read_size(self) -> int:
@@ -158,14 +159,17 @@ class SourceReader:
             self._forget_held()
 
     def _read_until_failure(self) -> bool:
-        """Whether the failure asks for another look soon."""
+        """Whether the failure asks for another look soon, of what was not there to be looked at.
+
+        One that comes and goes would fill the log, and is waited for longer and longer.
+        """
         try:
             self._open()
             self._read_until_stopped()
         except SourceFailure as failure:
             self._report(SourceState(failure.state, failure.detail))
             self._forget_held()
-            return failure.soon
+            return failure.soon and not self._came
         finally:
             self._call(self._source.close)
         return False
@@ -180,6 +184,7 @@ class SourceReader:
 
     def _open(self) -> None:
         self._looked_ns = None
+        self._came = False
         try:
             self._call(self._source.open)
         except SourceFailure as failure:
@@ -214,6 +219,7 @@ class SourceReader:
         if count == 0:
             return None
         self.read_since_ns = None
+        self._came = True
         self._size.took(count, len(view), ended_ns - begun_ns)
         measured = self.capacity.add(count, ended_ns)
         self._total_read += count
