@@ -57,6 +57,7 @@ class Supply:
         self._feeds = {name: _Feed() for name in names}
         self._mixer = Mixer(MIX_BYTES)
         self._capacity: int | None = None
+        self._told: Origin | None = None  # those that serve, as the log has it; None: it has nothing yet
         self._stopped = False
 
     @property
@@ -118,15 +119,15 @@ class Supply:
     def review(self, standings: Sequence[Standing]) -> None:
         """What is known of the sources has changed; ``standings`` are in the order of the configuration."""
         chosen = serving(self.policy, self._min_sources, standings, self.serving)
-        if chosen == self.serving:
+        changed, self.serving = chosen != self.serving, chosen
+        if len(self._feeds) > 1:
+            self._tell(standings)
+        if not changed:
             return
-        before, self.serving = self.serving, chosen
         if self.policy == XOR:
             for name, n_bytes in self._mixer.use(chosen).items():
                 self.ledger.destroyed((name,), n_bytes)
             self._mix()  # what waited for a source that has left alone waits for nobody now
-        if len(self._feeds) > 1:
-            self._log_change(before, standings)
         self.allow()
         self.filled()
 
@@ -224,14 +225,21 @@ class Supply:
             feed.given = False
             self.alarmed()
 
-    def _log_change(self, before: Origin, standings: Sequence[Standing]) -> None:
+    def _tell(self, standings: Sequence[Standing]) -> None:
+        """Says in the log who serves, where that is news. One in its start-up test has given nothing yet."""
+        healthy = {standing.name for standing in standings if standing.healthy}
+        told, now = self._told, tuple(name for name in self.serving if name in healthy)
+        begins = told is None and any(standing.starting for standing in standings)
+        if now == told or (not now and begins):
+            return
+        self._told = now
         names = {FAILOVER: "the source", COMBINE: "the sources", XOR: "the mix of"}[self.policy]
         order = list(self._feeds)
-        if self.serving:
-            better = set(before) <= set(self.serving) or order.index(self.serving[0]) < order.index(before[0])
+        if now:
+            better = not told or set(told) <= set(now) or order.index(now[0]) < order.index(told[0])
             level = logging.INFO if better else logging.WARNING
             prngs = {standing.name for standing in standings if standing.prng}
-            called = ", ".join(name + " (PRNG)" * (name in prngs) for name in self.serving)
+            called = ", ".join(name + " (PRNG)" * (name in prngs) for name in now)
             log.log(level, "%s: VMs are served from %s %s", self.policy, names, called)
         elif self.policy == XOR:
             credited = [standing for standing in standings if standing.credit]

@@ -292,6 +292,8 @@ def test_one_source_has_no_policy() -> None:
          "failover: VMs are served from trial (PRNG), in the place of hwrng (failed); no other is healthy"),
         ((BROKEN, dataclasses.replace(ALEA, state="absent")),
          "failover: NOTHING IS GIVEN OUT: no source is healthy"),
+        ((BROKEN, serving(ALEA, state="starting")),
+         "failover: no source is healthy yet; alea is being tested"),
     ],
 )  # fmt: skip
 def test_failover(sources: tuple[SourceStatus, ...], line: str) -> None:

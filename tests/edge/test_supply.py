@@ -11,7 +11,9 @@ import pytest
 from tests.edge.supplied import delivered, make_supply
 
 from netrng_hostd.core.health import Alarm
+from netrng_hostd.core.ledger import Ledger
 from netrng_hostd.core.policy import COMBINE, FAILOVER, XOR, Standing
+from netrng_hostd.core.reservoir import Reservoir
 from netrng_hostd.core.vetting import Vetting
 from netrng_hostd.sources.reader import Delivery, SourceReader
 from netrng_hostd.supply import MIX_BYTES, Supply
@@ -324,6 +326,33 @@ def test_a_change_is_said_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
             "failover: no source is healthy: VMs get what is in store, then nothing",
         ),
     ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        (FAILOVER, "failover: no source is healthy: VMs get what is in store, then nothing"),
+        (XOR, "xor: nothing is given out: of 2 sources that count 0 are healthy, and 2 are needed"),
+    ],
+)
+def test_who_serves_is_said_when_it_has_passed_its_start_up(
+    policy: str, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    starting = [Standing(name, healthy=False, starting=True) for name in MIX]
+    absent = [Standing(name, healthy=False) for name in MIX]
+    healthy = [Standing(name, healthy=True) for name in MIX]
+    with caplog.at_level(logging.INFO, "netrng.source"):
+        supply = Supply(MIX, policy, 2, Reservoir(65536, 1024), Ledger())
+        supply.review(starting)
+        supply.review([absent[0], starting[1]])
+        assert not caplog.records
+        supply.review(absent)
+        supply.review(absent)
+        supply.review([starting[0], absent[1]])
+        supply.review(healthy)
+    said = [record.getMessage() for record in caplog.records]
+    served = "the source a" if policy == FAILOVER else "the mix of a, b"
+    assert said == [told, f"{policy}: VMs are served from {served}"]
 
 
 def test_a_prng_that_serves_is_called_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -114,6 +114,8 @@ def _policy(status: DaemonStatus) -> Text:
         return line.append(f"{printable(status.policy)}: NOTHING IS GIVEN OUT{rest}: {_why(status)}", LOUD)
     style = LOUD if any(source.kind == "prng" for source in serving) else GOOD
     names = [_called(source) for source in serving]
+    if status.policy == FAILOVER and serving[0].state == "starting":
+        return line.append(f"failover: no source is healthy yet; {names[0]} is being tested", DOUBTFUL)
     if status.policy == FAILOVER:
         line.append(f"failover: VMs are served from {names[0]}", style)
         return line.append_text(_order(status, serving[0]))
