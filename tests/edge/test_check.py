@@ -704,6 +704,17 @@ def test_the_configuration_alone_still_refuses_a_prng_as_hardware(file: Path) ->
     assert check.run(str(file), config_only=True, list_them=_never) == 1
 
 
+def test_one_source_by_two_names(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "again").symlink_to("/dev/zero")
+    again = f'[[source]]\nname = "again"\npath = "{tmp_path}/again"\n'
+    file.write_text(f'control = "{tmp_path}/hostd.sock"\n[[source]]\npath = "/dev/zero"\n{again}')
+    assert check.run(str(file), config_only=True, list_them=_never) == 1
+    assert capsys.readouterr().out.splitlines()[0] == (
+        f"WRONG  source again: {tmp_path}/again is what source 'hwrng' reads, at /dev/zero; "
+        "leave one of them out"
+    )
+
+
 def test_there_is_nothing_to_say_of_admission(file: Path) -> None:
     file.write_text("[admission]\nheadroom = 0.2\npolicy = 'refuse'\nmax_domains = 7\n")
     assert lines(check.findings(str(file), config_only=True)) == []

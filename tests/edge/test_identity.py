@@ -9,8 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from netrng_hostd.config import Config, ConfigError, SourceConfig
 from netrng_hostd.sources import identity
-from netrng_hostd.sources.identity import is_hwrng, is_virtual, refuse_reason, rng_current
+from netrng_hostd.sources.identity import (
+    is_hwrng,
+    is_virtual,
+    refuse_reason,
+    refuse_sources,
+    rng_current,
+)
 
 
 @pytest.mark.parametrize("path", ["/dev/urandom", "/dev/random"])
@@ -58,6 +65,31 @@ def test_what_is_no_device_is_refused(tmp_path: Path) -> None:
 
 def test_a_source_with_an_address_has_no_path_to_refuse() -> None:
     assert refuse_reason("", "egd") is None
+
+
+def test_one_source_by_two_names_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("fifo")
+    (tmp_path / "null").symlink_to("/dev/null")
+    fifo, zero = SourceConfig("a", "fifo", str(tmp_path / "fifo")), SourceConfig("b", path="/dev/zero")
+    absent = SourceConfig("c", path="/nonexistent/rng")
+    port = SourceConfig("d", "egd", "", "localhost:7777")
+    others = (
+        SourceConfig("e", "fifo", str(tmp_path / "other")), SourceConfig("f", path="/dev/null"),
+        SourceConfig("g", path="/nonexistent/other"), SourceConfig("h", "egd", "", "127.0.0.2:7777"),
+        SourceConfig("i", "egd", "", "127.0.0.1:7778"),
+    )  # fmt: skip
+    well = (fifo, zero, absent, port, *others)
+    refuse_sources(Config("/x", sources=well))
+    for kind, path, address, other in (
+        ("fifo", str(tmp_path / "link"), "", "a"),
+        ("device", str(tmp_path / "null"), "", "f"),
+        ("egd", "", "[::1]:7777", "d"),
+        ("egd", "", "127.0.0.1:7777", "d"),
+    ):
+        twice = SourceConfig("z", kind, path, address)
+        with pytest.raises(ConfigError, match=f"source 'z': .* is what source '{other}' reads, at "):
+            refuse_sources(Config("/x", sources=(*well, twice)))
 
 
 def test_a_device_is_not_refused() -> None:

@@ -10,7 +10,7 @@ import os
 import stat
 from pathlib import Path
 
-from netrng_hostd.config import Config, ConfigError
+from netrng_hostd.config import Config, ConfigError, SourceConfig
 
 RNG_CURRENT = Path("/sys/class/misc/hw_random/rng_current")
 
@@ -52,14 +52,43 @@ def refuse_reason(path: str, kind: str) -> str | None:
 
 
 def refuse_sources(config: Config) -> None:
-    """A PRNG or a file called a device is a mistake in the configuration, not trouble with a device.
+    """A PRNG or a file called a device, or one source twice, is a mistake in the configuration, not trouble
+    with a device.
 
     Raises ConfigError.
     """
     for source in config.sources:
-        reason = refuse_reason(source.path, source.kind)
+        reason = refuse_reason(source.path, source.kind) or read_twice(source, config)
         if reason is not None:
             raise ConfigError(f"{config.file or 'built-in configuration'}: source {source.name!r}: {reason}")
+
+
+def read_twice(source: SourceConfig, config: Config) -> str | None:
+    """Why ``source`` is one that comes before it, by another name; None if it is not.
+
+    Mixed with itself it would count twice.
+    """
+    this = _what_is_read(source)
+    for other in config.sources[: config.sources.index(source)]:
+        if this & _what_is_read(other):
+            read = f"{source.place} is what source {other.name!r} reads, at {other.place}"
+            return f"{read}; leave one of them out"
+    return None
+
+
+def _what_is_read(source: SourceConfig) -> set[tuple[object, ...]]:
+    """What names that differ have in common where they lead to the same; empty if nothing is there."""
+    if source.address:
+        host, _, port = source.address.rpartition(":")
+        hosts = ("127.0.0.1", "[::1]") if host == "localhost" else (host,)
+        return {(each, port) for each in hosts}
+    try:
+        status = Path(source.path).stat()
+    except (OSError, ValueError):
+        return set()
+    if stat.S_ISCHR(status.st_mode):
+        return {("device", status.st_rdev)}
+    return {(status.st_dev, status.st_ino)}
 
 
 def refuse_status(status: os.stat_result, path: str, kind: str) -> str | None:

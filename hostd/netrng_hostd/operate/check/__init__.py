@@ -16,6 +16,7 @@ from netrng_hostd.operate.check.domains import ListDomains, check_domains, list_
 from netrng_hostd.operate.check.finding import Finding, note, problem, show
 from netrng_hostd.operate.check.host import check_host, running_daemon
 from netrng_hostd.operate.check.running import check_running
+from netrng_hostd.sources.identity import read_twice
 
 __all__ = ["Finding", "findings", "run"]
 
@@ -32,6 +33,8 @@ def findings(
     config = load(path)
     for source in config.sources:
         yield from check_refused(source)
+        if (twice := read_twice(source, config)) is not None:
+            yield problem(f"source {source.name}: {twice}")
     yield from _short_bursts(config)
     if config_only:
         return
