@@ -179,8 +179,7 @@ def test_a_fifo_without_a_writer(
     os.mkfifo(tmp_path / "fifo")
     assert run(file(str(tmp_path / "fifo"), 'kind = "fifo"'), "t", PATIENT) == 1
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f"WRONG  source t: no program writes to {tmp_path}/fifo; make it (mkfifo -m 600 {tmp_path}/fifo) "
-        "and start the program that writes into it"
+        f"WRONG  source t: no program writes to {tmp_path}/fifo; start the program that writes into it"
     )
 
 
@@ -224,6 +223,23 @@ def test_what_is_no_hardware(file: Callable[..., str], capsys: pytest.CaptureFix
 )
 def test_how_to_mend_it(kind: str, state: str, what_to_do: str) -> None:
     assert on_demand._mend(SourceConfig("t", kind, "/p"), SourceFailure(state, "why")).startswith(what_to_do)
+
+
+def test_what_can_have_no_rng_current(file: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(file("/dev/zero", 'rng_current = "tpm-rng-0"'), "t", PATIENT) == 1
+    assert capsys.readouterr().out == (
+        "WRONG  source t: /dev/zero is not the kernel's hardware RNG device (/dev/hwrng), so it cannot have "
+        "an rng_current; take rng_current out of [[source]]\n"
+    )
+
+
+def test_a_fifo_in_the_place_of_a_device(
+    file: Callable[..., str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert run(file(str(tmp_path / "fifo")), "t", PATIENT) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert 'kind = "fifo" reads it' in line
 
 
 def test_no_such_source(file: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:

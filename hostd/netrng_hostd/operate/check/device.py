@@ -75,7 +75,7 @@ def check_source(source: SourceConfig, own_pids: frozenset[int], read_s: float =
     wrong = wrong_name(source.path, source.rng_current, current)
     if wrong is not None:
         yield problem(f"source {source.name}: {wrong}")
-    if is_virtual(current):
+    elif is_virtual(current):
         yield note(
             f"source {source.name}: {source.path} is virtual ({current}): it is only as good as the word of "
             "this machine's host; pass a hardware RNG through to this machine if that is not enough"

@@ -25,6 +25,7 @@ from netrng_hostd.operate.check.upstream import mend_egd
 from netrng_hostd.operate.status import DaemonStatus
 from netrng_hostd.operate.units import duration, printable, rate, size
 from netrng_hostd.sources import SourceFailure, make_source
+from netrng_hostd.sources.identity import is_hwrng
 
 LOOK_S = 0.1
 QUIET_S = 1.0  # a test that takes no longer needs no word in between
@@ -69,7 +70,10 @@ def _beforehand(source: SourceConfig, daemon: DaemonStatus | None) -> Iterator[F
                 f"source {source.name}: the running daemon (pid {daemon.pid}) reads {source.place} as well: "
                 "for the moment of this test each gets a part"
             )
-    yield from check_refused(source)
+    refused = list(check_refused(source))
+    yield from refused
+    if refused:
+        return
     if source.kind == "prng":
         yield note(f"source {source.name}: {source.path} is a pseudo-random stream, for trials only")
     if is_fifo:
@@ -142,7 +146,10 @@ def _mend(source: SourceConfig, failure: SourceFailure) -> str:
     if failure.state == "denied":
         return "run as root, or let this user read it"
     if source.kind == "fifo":
-        return f"make it (mkfifo -m 600 {source.path}) and start the program that writes into it"
+        start = "start the program that writes into it"
+        return start if _is_fifo(source.path) else f"make it (mkfifo -m 600 {source.path}) and {start}"
+    if source.rng_current and failure.state == "error" and not is_hwrng(source.path):
+        return "take rng_current out of [[source]]"
     if failure.state == "absent":
         return "plug the RNG in, load its driver, or set path in [[source]]"
     return "see dmesg"
