@@ -145,7 +145,7 @@ def _measure(fault: Fault, run: Trial, a: Feed, b: Feed | None, back: bool) -> O
         unknown=unknown(every) if b else 0,
         doubled=twice(every),
         lost=run.unseen(),
-        detected_s=detected.time - begun,
+        detected_s=max(0.0, detected.time - begun),  # a line's time is cut off to the millisecond
         serves_s=serves_s - detected.time,
         status=status,
         check=check,
@@ -235,8 +235,8 @@ def judge(fault: Fault, seen: Outcome) -> Iterator[Line]:
     code, wrong = seen.check
     yield Line(
         f"{fault.what}: status, log and check say so",
-        f"{seen.status or 'not so'}; {seen.told} lines; {'a line' if wrong else 'no line'}, exit {code}",
-        f"its state; 1 to {MANY} lines; a line, exit 1",
+        f"{seen.status or 'not so'}; log lines: {seen.told}; {'a line' if wrong else 'no line'}, exit {code}",
+        f"its state; 1 to {MANY}; a line, exit 1",
         bool(seen.status and wrong) and code == 1 and 1 <= seen.told <= MANY,
     )  # fmt: skip
     if seen.back_s is not None:
