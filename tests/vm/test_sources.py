@@ -31,7 +31,7 @@ def vms(bed: Artefacts, libvirtd: PrivateLibvirtd) -> Iterator[list[WatchedVM]]:
             yield booted
 
 
-@pytest.mark.parametrize("name", ["zeros", "hung"])
+@pytest.mark.parametrize("name", ["zeros", "bias", "unplugged", "hung"])
 def test_when_one_goes_bad_nothing_of_it_reaches_a_vm_and_the_other_serves(
     name: str, libvirtd: PrivateLibvirtd, vms: list[WatchedVM]
 ) -> None:
