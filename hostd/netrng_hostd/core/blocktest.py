@@ -12,7 +12,7 @@ it is one value's twenty occurrences that make S large, which a normal law knows
 **Any source of the claimed min-entropy keeps the rate.** For independent bytes with probabilities p, the
 indicator of S >= s is a Schur-convex function of the counts, that of S <= s a Schur-concave one, and the
 expectation of such a function of a multinomial vector is Schur-convex, or concave, in p (Rinott 1973;
-Marshall, Olkin, Arnold: Inequalities, 2nd ed., 11.E.2). So P(S >= s) is largest for the p that majorizes
+Marshall, Olkin, Arnold: Inequalities, 2nd ed., chapter 11). So P(S >= s) is largest for the p that majorizes
 all others with no probability above 2^-H, which is ⌊2^H⌋ values of 2^-H and one with what is left; and
 P(S <= s) is largest where all 256 values are equally likely, whatever H is. The cutoffs are those of these
 two sources.
