@@ -81,7 +81,7 @@ class SourceWatch:
         return Standing(
             self.config.name,
             healthy=name == "healthy",
-            proved=measured and self._clock() - self._troubled_ns >= self._hold_ns,
+            proved=measured and self._clock() - self.since_ns >= self._hold_ns,
             starting=name == "starting",
             credit=self.config.credit,
             prng=self.config.kind == "prng",
@@ -205,7 +205,7 @@ class SourceWatch:
     @property
     def _hold_ns(self) -> int:
         """One that comes and goes would take the others' place, and leave it, again and again."""
-        return min(LAST_HOLD_NS, FIRST_HOLD_NS << self._troubles - 2) if self._troubles > 1 else 0
+        return min(LAST_HOLD_NS, FIRST_HOLD_NS << min(self._troubles - 2, 10)) if self._troubles > 1 else 0
 
     def _too_long(self, since_ns: int | None, now_ns: int, times: int = 1) -> bool:
         if since_ns is None:

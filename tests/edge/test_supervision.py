@@ -332,6 +332,7 @@ def test_one_that_comes_and_goes_is_trusted_later_and_later() -> None:
             for _ in range(8):
                 it.watch._state_changed(SourceState("healthy"))
                 it.watch._state_changed(SourceState("absent"))
+                it.clock.now_ns += 100_000_000_000  # a trouble that lasts is no proof
                 it.watch._state_changed(SourceState("healthy"))
                 it.watch.capacity.measured_ns = it.clock.now_ns + 1
                 begun_ns = it.clock.now_ns
