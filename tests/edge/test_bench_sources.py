@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tools of `make bench-sources`: sources that go bad when they are told to, and the log's lines."""
+"""The tools of `make bench-sources`: sources that go bad when told to, the log's lines, the judges."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from bench import feeds
+from bench import blackout, feeds, outage
 from bench.feeds import BIAS, PIECE, DeviceFeed, Feed, FifoFeed, biased, good
 from bench.journal import entries
+from bench.line import Line
 from tests.edge.rig import wait_for
 
 from netrng_hostd.config import SourceConfig
@@ -98,3 +100,60 @@ def test_the_logs_lines_have_their_times(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.undo()
         time.tzset()
     assert entry == (1795743387.538, "WARNING", "netrng.source", "source a: failed: x: y")
+
+
+# The judges: each promise that is broken is SHORT
+
+ZEROS, UNPLUGGED = outage.FAULTS["zeros"], outage.FAULTS["unplugged"]
+OUTAGE = outage.Outcome(
+    good=9_000, failed_at=9_006, last=8_704, after=0, taken=40_000, unknown=0, doubled=0, lost=0,
+    detected_s=0.02, serves_s=0.1, status="failed", check=(1, "WRONG  source first: failed"), told=3,
+    back_s=5.0,
+)  # fmt: skip
+BLACKOUT = blackout.Outcome(
+    given=0, bad_s=10.0, answer_s=0.5, cpu=0.01, recovered_s=31.0, states=("failed", "stalled")
+)
+
+
+def short(lines: list[Line]) -> list[int]:
+    """Which of them are SHORT."""
+    return [number for number, line in enumerate(lines) if not line.ok]
+
+
+@pytest.mark.parametrize("fault", [ZEROS, UNPLUGGED])
+def test_an_outage_that_keeps_all_promises(fault: outage.Fault) -> None:
+    assert short(list(outage.judge(fault, OUTAGE))) == []
+    assert len(list(outage.judge(fault, OUTAGE._replace(back_s=None)))) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "seen"),
+    [
+        (0, {"after": 1}),
+        (0, {"unknown": 15}),
+        (0, {"doubled": 4}),
+        (1, {"serves_s": 1.001}),
+        (2, {"status": ""}),
+        (2, {"check": (0, "WRONG  source first: failed")}),
+        (2, {"check": (1, "")}),
+        (2, {"told": 0}),
+        (2, {"told": outage.MANY + 1}),
+        (3, {"back_s": outage.BACK_S + 0.1}),
+    ],
+)
+def test_an_outage_that_breaks_one(line: int, seen: dict[str, Any]) -> None:
+    assert short(list(outage.judge(ZEROS, OUTAGE._replace(**seen)))) == [line]
+
+
+@pytest.mark.parametrize(
+    ("line", "seen"),
+    [
+        (0, {"given": 1}),
+        (1, {"answer_s": blackout.ANSWER_S + 0.1}),
+        (1, {"cpu": blackout.CPU + 0.001}),
+        (2, {"recovered_s": blackout.RECOVERED_S + 0.1}),
+    ],
+)
+def test_a_blackout_that_breaks_a_promise(line: int, seen: dict[str, Any]) -> None:
+    assert short(list(blackout.judge("zeros", BLACKOUT))) == []
+    assert short(list(blackout.judge("zeros", BLACKOUT._replace(**seen)))) == [line]
