@@ -198,6 +198,19 @@ def test_the_sum_of_squared_counts(kind: type[bytes]) -> None:
     assert square_sum(kind(bytes(N))) == N * N
 
 
+def test_the_counts_are_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = list[npt.NDArray[np.intp]]()
+    bincount = np.bincount
+
+    def remember(window: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
+        counted.append(bincount(window))
+        return counted[-1]
+
+    monkeypatch.setattr(np, "bincount", remember)
+    assert square_sum(bytes(range(256)) * 2) == 1024
+    assert [counts.any() for counts in counted] == [False]
+
+
 def test_it_is_pearsons_chi_square() -> None:
     window = random.Random(2).randbytes(N)
     chi_square = sum((Counter(window)[value] - 2) ** 2 / 2 for value in range(256))

@@ -373,6 +373,18 @@ def test_a_run_is_carried_through_windows_that_are_tested_at_once() -> None:
         assert (alarm.test, alarm.offset) == (RCT, STARTUP + len(before) + len(windows) + 3)
 
 
+@pytest.mark.parametrize("windows", [0, 1, 5])
+def test_a_run_is_carried_into_them_from_a_window_that_was_tested_by_itself(windows: int) -> None:
+    begin = STARTUP + windows * BYTE_WINDOW
+    noise = bytearray(good(begin + 8 * BYTE_WINDOW, seed=40))
+    noise[begin - 4 : begin + 5] = b"\x10\x77\x77\x77\x77\x77\x10\x11\x12"
+    for run, offsets in ((5, []), (6, [begin + 3])):
+        noise[begin - 3 : begin - 3 + run] = b"\x77" * run
+        first = [bytes(noise[:STARTUP]), *chop(bytes(noise[STARTUP:begin]), [BYTE_WINDOW])]
+        alarms = feed_all(HealthTests(), [*first, bytes(noise[begin:])])[2]
+        assert [alarm.offset for alarm in alarms] == offsets
+
+
 def test_what_was_held_before_them_is_released_first() -> None:
     health = started()
     noise = good(300 + 7 * BYTE_WINDOW + 100, seed=29)
@@ -386,6 +398,7 @@ def test_a_bit_window_after_them_is_looked_at_from_its_beginning() -> None:
     health = started()
     health.feed(good(300, seed=30))
     assert not health.feed(good(4 * BYTE_WINDOW - 300, seed=31)).alarms
+    assert not any(health._buffer), "what was held is wiped"
     alarm = health.feed(bit_window(700, 1, seed=32)).alarm
     assert alarm is not None
     assert (alarm.test, alarm.offset) == (APT_BITS, STARTUP + 4 * BYTE_WINDOW + BIT_WINDOW_BYTES)

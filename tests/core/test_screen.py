@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from netrng_hostd.core import screen as screen_module
 from netrng_hostd.core.blocktest import Cutoffs
 from netrng_hostd.core.cutoffs import BYTE_WINDOW
 from netrng_hostd.core.screen import Screen
@@ -151,3 +155,36 @@ def test_nothing_of_the_noise_is_left() -> None:
         passes(tests, data)
         assert not any(tests._equal)
         assert (tests._index == untouched).all()
+
+
+class Remembered(bytearray):
+    """A copy of the noise, and what became of it, for a look at both afterwards."""
+
+    made: ClassVar[list[bytearray]] = []
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.made.append(self)
+
+    def translate(self, *arguments: Any) -> bytearray:
+        self.made.append(super().translate(*arguments))
+        return self.made[-1]
+
+
+def test_copies_and_counts_are_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    tests = Screen(6, 19, 625, Cutoffs(1278, 1976), MAX_WINDOWS)
+    counts = list[npt.NDArray[np.intp]]()
+    bincount = np.bincount
+
+    def remember(*arguments: Any) -> npt.NDArray[np.intp]:
+        counts.append(bincount(*arguments))
+        assert counts[-1].any()
+        return counts[-1]
+
+    monkeypatch.setattr(np, "bincount", remember)
+    monkeypatch.setattr(screen_module, "bytearray", Remembered, raising=False)
+    monkeypatch.setattr(Remembered, "made", [])
+    assert passes(tests, noise(3))
+    assert [len(made) for made in Remembered.made] == [3 * BYTE_WINDOW] * 2
+    assert not any(map(any, Remembered.made))
+    assert [each.any() for each in counts] == [False]
