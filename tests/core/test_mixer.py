@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,11 +73,20 @@ def test_what_was_taken_to_be_mixed_is_wiped(monkeypatch: pytest.MonkeyPatch) ->
         return result
 
     monkeypatch.setattr(Reservoir, "take", remember)
+    mixes = list[npt.NDArray[np.uint8]]()
+    zeros = np.zeros
+
+    def remember_mix(*arguments: Any) -> npt.NDArray[np.uint8]:
+        mixes.append(zeros(*arguments))
+        return mixes[-1]
+
+    monkeypatch.setattr(np, "zeros", remember_mix)
     mixer = mixer_of("a", "b")
     mixer.put("a", bytearray(b"abc"))
     mixer.put("b", bytearray(b"xyz"))
     assert any(mixer.take())
     assert taken == [bytearray(3), bytearray(3)]
+    assert [mixed.tolist() for mixed in mixes] == [[0, 0, 0]]
 
 
 def test_no_bytes_in_words() -> None:

@@ -54,6 +54,16 @@ def test_an_alarm_leaves_nothing_of_its_feed_or_of_what_was_held(min_entropy: fl
     assert vetted.discarded == held + 4_600 - vetting.held
 
 
+def test_after_an_alarm_blocks_begin_anew() -> None:
+    vetting = Vetting(4.0)
+    vetting.feed(noise(1_536))
+    assert vetting.held == 16, "of a block of 80"
+    assert vetting.feed(bytes(512)).alarms
+    assert vetting.held == 0
+    fresh = noise(3_000)[1_536:2_560]
+    assert vetting.feed(fresh).released[:32] == hashlib.sha256(fresh[:80]).digest()
+
+
 @pytest.mark.parametrize("min_entropy", [8.0, 4.0])
 @pytest.mark.parametrize("stuck", [0, 600])
 def test_what_is_not_released_as_it_is_is_wiped(

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.edge.rig import PATIENCE_S, wait_for
@@ -171,19 +172,22 @@ def test_an_answer_may_be_read_in_smaller_pieces(path: Path) -> None:
         assert all(n <= 255 for _, n in server.requests)
 
 
-@pytest.mark.parametrize("family", ["127.0.0.1", "localhost", "[::1]"])
-def test_a_port_of_this_host(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("host", "listens"),
+    [("127.0.0.1", "127.0.0.1"), ("localhost", "127.0.0.1"), ("localhost", "::1"), ("[::1]", "::1")],
+)
+def test_a_port_of_this_host(host: str, listens: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("a resolver was asked"))
-    ipv6 = ":" in family
+    ipv6 = ":" in listens
     with socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET) as listener:
         try:
-            listener.bind(("::1" if ipv6 else "127.0.0.1", 0))
+            listener.bind((listens, 0))
         except OSError:
             assert ipv6
             pytest.skip("this host has no IPv6")
         listener.listen()
         server = Server(listener, Noise())
-        with opened(f"{family}:{listener.getsockname()[1]}") as source:
+        with opened(f"{host}:{listener.getsockname()[1]}") as source:
             taken = read(source, 600)
         server.stop()
     assert taken == NOISE[: len(taken)]
@@ -295,6 +299,28 @@ def test_bytes_before_anything_was_asked_for(path: Path) -> None:
             with conn:
                 conn.sendall(b"x")
                 assert "sends more than was asked for" in failure(source).detail
+
+
+def test_an_answer_that_comes_slowly_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts is the time since the last byte."""
+    now_s = [0.0]
+    monkeypatch.setattr(egd, "time", SimpleNamespace(monotonic=lambda: now_s[0], sleep=time.sleep))
+    view = memoryview(bytearray(8))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with opened(path) as source:
+            conn, _ = listener.accept()
+            with conn:
+                assert source.read_into(view) == 0
+                conn.sendall(bytes([8]))
+                assert source.read_into(view) == 0
+                for byte in NOISE[:8]:
+                    now_s[0] += 0.9 * egd.SHORT_S
+                    assert source.read_into(view) == 0
+                    conn.sendall(bytes([byte]))
+                    assert source.read_into(view) == 1
+                    assert view[0] == byte
 
 
 @pytest.mark.parametrize("part", [0, 1, 40])
