@@ -10,11 +10,12 @@ import pty
 import struct
 import tty
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from netrng_hostd.config import SourceConfig
-from netrng_hostd.sources import Source, SourceFailure, identity, make_source
+from netrng_hostd.sources import Source, SourceFailure, device, identity, make_source
 from netrng_hostd.sources.device import DeviceSource
 
 TIOCSPTLCK, TIOCGPTN = 0x40045431, 0x80045430  # ioctl_tty(2); Python does not name them
@@ -127,17 +128,22 @@ def refused(source: Source) -> tuple[str, str]:
     return caught.value.state, caught.value.detail
 
 
-def test_the_required_rng_is_read(current: Path) -> None:
+def test_the_required_rng_is_read(current: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(_fd: int, views: list[memoryview]) -> int:
+        views[0][:] = b"\xaa" * len(views[0])
+        return len(views[0])
+
     source = required("tpm-rng-0")
     source.open()
+    monkeypatch.setattr(os, "readv", read)
     buffer = bytearray(b"\xff" * 100)
     with memoryview(buffer) as view:
         skipped = 0
         while not source.read_into(view):  # what the kernel may have left of another one is thrown away
             skipped += len(view)
-            view[:] = b"\xff" * 100
+            assert buffer == bytes(100), "and wiped"
         assert 256 <= skipped < 356
-    assert buffer == bytes(100)
+    assert buffer == b"\xaa" * 100
     source.close()
 
 
@@ -245,6 +251,13 @@ def test_a_device_that_is_unplugged_and_comes_back_is_found_by_its_path(tmp_path
     source.close()
 
 
+@pytest.mark.parametrize("path", ["/nonexistent/rng", "/dev/null/rng"])
+def test_no_such_path(path: str) -> None:
+    state, detail = refused(DeviceSource(path))
+    assert state == "absent"
+    assert detail.startswith(f"cannot open {path}: No")
+
+
 @pytest.mark.parametrize(
     ("number", "state"),
     [(errno.ENODEV, "absent"), (errno.ENXIO, "absent"), (errno.EIO, "error"), (errno.EPERM, "denied")],
@@ -276,7 +289,11 @@ def test_eagain_is_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> None:
         patched.setattr(os, "open", lambda path, flags: real(path, flags | os.O_NONBLOCK))
         source = opened(os.ttyname(slave))
     view = memoryview(bytearray(8))
-    assert source.read_into(view) == 0
+    slept: list[float] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(device, "time", SimpleNamespace(sleep=slept.append))
+        assert source.read_into(view) == 0
+    assert slept == [device.EMPTY_S], "it is not asked without a pause"
     os.write(master, b"x")
     assert source.read_into(view) == 1
     source.close()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.edge.rig import wait_for
@@ -129,6 +130,50 @@ def test_what_a_source_that_failed_has_left_in_a_full_fifo_does_not_fail_it_agai
     os.write(fd, b"good again")
     assert read(source) == b"good again"
     os.close(fd)
+
+
+def test_a_writer_that_never_pauses_does_not_hold_up_the_opening(
+    source: FifoSource, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd = writer(path)
+    os.write(fd, b"\xaa" * 65536)
+    assert read(source) == b"\xaa" * 64
+    source.close()
+    buffers: list[bytearray] = []
+    real = os.readv
+
+    def reading(descriptor: int, views: list[bytearray]) -> int:
+        count = real(descriptor, views)
+        os.write(fd, b"\xbb" * count)
+        buffers.extend(views)
+        assert len(buffers) < 100, "it would throw away for ever"
+        return count
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "readv", reading)
+        source.open()
+    assert buffers
+    assert not any(map(any, buffers)), "wiped"
+    os.close(fd)
+
+
+def test_at_its_end_it_is_looked_at_with_pauses(
+    source: FifoSource, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: 0.0, sleep=slept.append)
+    monkeypatch.setattr(fifo, "time", clock)
+    assert read(source) == read(source) == b""
+    assert slept == [fifo.LOOK_S] * 2
+
+
+def test_the_end_of_one_fifo_is_not_that_of_the_next(source: FifoSource, path: Path) -> None:
+    assert failure(source).state == "absent"
+    source.close()
+    path.rename(path.with_suffix(".old"))
+    os.mkfifo(path)
+    source.open()
+    assert source._ended_s is None
 
 
 def test_a_fifo_made_anew_is_the_one_that_is_read(source: FifoSource, path: Path) -> None:
