@@ -16,7 +16,7 @@ import threading
 import tty
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from tests.edge.rig import PATIENCE_S, wait_for
@@ -26,12 +26,12 @@ from tests.streams import stream
 from netrng_hostd.config import ChannelConfig, Config, LibvirtConfig, SourceConfig
 from netrng_hostd.hypervisor import LiveChannel, LiveDomain, QuotaElement, UnreachableError
 from netrng_hostd.operate import check
-from netrng_hostd.operate.check import device, host
+from netrng_hostd.operate.check import device, host, upstream
 from netrng_hostd.operate.check.device import check_source, holders
 from netrng_hostd.operate.check.domains import check_domains, list_domains
 from netrng_hostd.operate.check.finding import Finding, TooLate, within
 from netrng_hostd.operate.check.host import check_host
-from netrng_hostd.operate.check.noise import DISTRUST
+from netrng_hostd.operate.check.noise import DISTRUST, Trial
 from netrng_hostd.operate.check.running import check_running
 from netrng_hostd.operate.control import ControlServer
 from netrng_hostd.operate.status import SOURCE_STATES, DaemonStatus, SourceStatus
@@ -328,6 +328,43 @@ def test_an_egd_server_that_gives_nothing(tmp_path: Path) -> None:
         f"! source hwrng: {path} gave not one byte within 0.5 s; "
         "see whether the EGD server there has any left, and its log"
     ]
+
+
+# What was read
+
+
+class Remembering(Trial):
+    """Shows what a test may want to see wiped."""
+
+    made: ClassVar[list[Remembering]] = []
+
+    def __init__(self, min_entropy: float) -> None:
+        super().__init__(min_entropy)
+        self.made.append(self)
+        self.fed: list[memoryview] = []
+
+    def feed(self, noise: memoryview) -> None:
+        super().feed(noise)
+        self.fed.append(noise[:])
+
+
+def test_what_was_read_is_wiped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the tests still hold a part of it: 600 bytes of a FIFO, 5 * 255 of an EGD server."""
+    monkeypatch.setattr(device, "Trial", Remembering)
+    monkeypatch.setattr(upstream, "Trial", Remembering)
+    monkeypatch.setattr(Remembering, "made", [])
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    fd = os.open(fifo, os.O_RDWR)
+    os.write(fd, NOISE[:600])
+    lines(check_source(source(str(fifo), "prng"), frozenset(), PATIENCE_S))
+    os.close(fd)
+    with serving(tmp_path / "egd", Noise()):
+        lines(check_source(source(str(tmp_path / "egd"), "egd"), frozenset(), PATIENCE_S))
+    assert [trial.n_bytes for trial in Remembering.made] == [600, 1275]
+    for trial in Remembering.made:
+        assert not any(trial._tests._buffer)
+        assert not any(map(any, trial.fed))
 
 
 # Who else holds it open

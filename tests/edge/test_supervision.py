@@ -250,6 +250,21 @@ def test_a_kernel_that_does_not_answer_is_a_stalled_source_and_holds_nobody_up(
     ]
 
 
+def test_at_the_end_it_is_said_what_is_left_behind(lines: Callable[[], list[str]]) -> None:
+    async def scenario() -> None:
+        it = Watched(reading=False)
+        it.device.hangs.set()
+        with it:
+            await until(lambda: it.device.looks)
+            it.device.hangs.clear()
+            it.tick(it.clock.now_ns + STALL_NS + 1)
+            it.watch.stop(30.0)
+            assert not it.reader.alive, "this one is not"
+            assert lines()[-1] == "a read of /dev/hwrng does not return; it is left behind"
+
+    asyncio.run(scenario(), debug=True)
+
+
 def test_a_read_that_stood_still_with_the_daemon_has_all_its_time_again() -> None:
     async def scenario() -> None:
         it = Watched(reading=False)
