@@ -65,6 +65,11 @@ def unknown(parts: list[Part]) -> int:
     return sum(part.length for part in parts if not part.name and part.length >= SURE)
 
 
+def beyond(parts: list[Part], name: str, offset: int) -> int:
+    """How many bytes are of that stream, from that offset on."""
+    return sum(max(0, part.end - max(offset, part.offset)) for part in parts if part.name == name)
+
+
 def twice(parts: list[Part]) -> int:
     """How many bytes of the streams are in more than one of the parts, or in one twice.
 

@@ -14,7 +14,7 @@ from bed.libvirtd import PrivateLibvirtd
 
 from bench import feeds
 from bench.feeds import DeviceFeed, Feed, FifoFeed
-from bench.finder import Part, twice, unknown
+from bench.finder import Part, beyond, twice, unknown
 from bench.fleet import BenchError
 from bench.hardware import DEVICE, unusable
 from bench.hostd import Say, folder
@@ -140,7 +140,7 @@ def _measure(fault: Fault, run: Trial, a: Feed, b: Feed | None, back: bool) -> O
         good=good,
         failed_at=failed_at,
         last=max(part.end for part in every if part.name == A),
-        after=sum(max(0, part.end - max(failed_at, part.offset)) for part in every if part.name == A),
+        after=beyond(every, A, failed_at),
         taken=sum(part.length for part in every),
         unknown=unknown(every) if b else 0,
         doubled=twice(every),

@@ -42,6 +42,12 @@ def test_what_is_of_no_stream_is_unknown() -> None:
     assert finder.unknown([Part(0, SURE - 1, "", 0)]) == 0, "so few may only be hard to tell"
 
 
+def test_what_is_beyond_an_offset_is_counted() -> None:
+    parts = [Part(0, 100, "a", 0), Part(100, 50, "a", 200), Part(150, 900, "b", 0), Part(1050, 90, "", 0)]
+    counts = [finder.beyond(parts, "a", offset) for offset in (250, 249, 200, 150, 99, 0)]
+    assert counts == [0, 1, 50, 50, 51, 150]
+
+
 def test_what_came_twice_is_counted() -> None:
     once = [Part(0, 100, "a", 0), Part(100, 100, "b", 0), Part(200, 50, "a", 100), Part(250, 9, "", 0)]
     assert finder.twice(once) == 0

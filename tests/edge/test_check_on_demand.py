@@ -26,7 +26,7 @@ from netrng_hostd.config import SourceConfig
 from netrng_hostd.core import health
 from netrng_hostd.main import main
 from netrng_hostd.operate.check import on_demand
-from netrng_hostd.operate.check.noise import TESTS, Limits, Reading
+from netrng_hostd.operate.check.noise import TESTS, Limits, Reading, Trial
 from netrng_hostd.operate.check.on_demand import run
 from netrng_hostd.operate.control import ControlServer
 from netrng_hostd.operate.status import DaemonStatus, SourceStatus
@@ -391,6 +391,25 @@ def test_what_was_read_is_wiped() -> None:
     assert not any(reading.trial._tests._buffer)
     assert reading.trial.started_up
     assert reading.trial.alarm is None
+
+
+def test_what_passed_the_tests_is_wiped_and_the_first_alarm_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[bytearray] = []
+    feed = health.HealthTests.feed
+
+    def remember(tests: health.HealthTests, noise: memoryview) -> health.Verdict:
+        verdict = feed(tests, noise)
+        passed.append(verdict.released)
+        return verdict
+
+    monkeypatch.setattr(health.HealthTests, "feed", remember)
+    trial = Trial(8.0)
+    for piece in (NOISE[:1536], bytes(100), NOISE[:1000], b"\xff" * 512):
+        trial.feed(memoryview(piece))
+    assert [len(released) for released in passed] == [1536, 0, 0, 0]
+    assert not any(map(any, passed))
+    assert trial.alarm is not None
+    assert trial.alarm.offset == 1536 + 6
 
 
 def test_the_limits_are_those_of_the_man_page() -> None:

@@ -273,6 +273,13 @@ def test_several_sources_at_a_glance() -> None:
     ]
 
 
+def test_what_a_source_is_told_of_does_not_command_the_terminal() -> None:
+    evil = dataclasses.replace(BROKEN, name="e\x1bvil", detail="why\x1b[2J", rng_current="tpm\x1bc")
+    text = drawn(dataclasses.replace(STATUS, sources=(evil, serving(evil)), policy="combine"), 160)
+    assert "\x1b" not in text
+    assert r"why\x1b[2J" in text
+
+
 def test_one_source_has_no_policy() -> None:
     for source in (HWRNG, BROKEN):
         assert "policy" not in drawn(dataclasses.replace(STATUS, sources=(source,)))
