@@ -280,7 +280,7 @@ def _fails(source: EgdSource, buffer: bytearray) -> bool:
     return False
 
 
-@pytest.mark.parametrize("excess", [b"\x41" + NOISE[:65], b"\0\0"])
+@pytest.mark.parametrize("excess", [b"\x41" + NOISE[:65], b"\0\0"], ids=["count", "bytes"])
 def test_a_count_above_what_was_asked_for_or_bytes_after_none(path: Path, excess: bytes) -> None:
     def answer(conn: socket.socket, command: int, n_bytes: int) -> bool:
         conn.sendall(excess)
@@ -297,7 +297,7 @@ def test_bytes_before_anything_was_asked_for(path: Path) -> None:
         with opened(path) as source:
             conn, _ = listener.accept()
             with conn:
-                conn.sendall(b"x")
+                conn.sendall(b"\x05" + NOISE[:5])  # which would do for an answer
                 assert "sends more than was asked for" in failure(source).detail
 
 
