@@ -340,6 +340,19 @@ def test_a_trickle_is_a_stalled_source_until_a_window_has_passed() -> None:
     asyncio.run(scenario(), debug=True)
 
 
+def test_one_that_has_begun_its_start_up_may_serve_where_no_other_does() -> None:
+    async def scenario() -> None:
+        with Watched(reading=False) as it:
+            standings = [it.watch.standing]
+            for state in ("healthy", "starting", "absent"):
+                it.watch._state_changed(SourceState(state))
+                standings.append(it.watch.standing)
+            assert [standing.starting for standing in standings] == [True, False, True, False]
+            assert [standing.healthy for standing in standings] == [False, True, False, False]
+
+    asyncio.run(scenario(), debug=True)
+
+
 def test_one_that_comes_and_goes_is_trusted_later_and_later() -> None:
     async def scenario() -> None:
         with Watched(reading=False) as it:

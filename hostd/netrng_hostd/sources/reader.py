@@ -230,7 +230,7 @@ class SourceReader:
             if measured and not self._vetting.starting:  # else one that is slow would wait for ever to begin
                 self._probing = False
             released, discarded = vetted.released, vetted.discarded
-            if released or vetted.conditioned:
+            if released:
                 self.passed_since_ns = None
             if not wanted:
                 discarded += len(released)
