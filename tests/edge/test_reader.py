@@ -19,7 +19,7 @@ from netrng_hostd.config import SourceConfig
 from netrng_hostd.core.vetting import Vetted, Vetting
 from netrng_hostd.sources import Source, SourceFailure, make_source
 from netrng_hostd.sources.delivery import Outbox
-from netrng_hostd.sources.pace import ALARM_MEMORY_NS
+from netrng_hostd.sources.pace import ALARM_MEMORY_NS, FIRST_RETRY_NS, SETTLED_NS
 from netrng_hostd.sources.reader import LOOK_NS, Delivery, SourceReader, SourceState
 
 
@@ -239,6 +239,41 @@ def test_a_second_alarm_within_the_hour_is_a_failure_even_after_bytes_passed() -
             assert collector.names[:4] == ["healthy", "starting", "healthy", "failed"]
             await until(lambda: collector.names[4:] == ["healthy"])
         assert script.opened == 2
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_an_alarm_is_known_before_its_delivery_arrives() -> None:
+    async def scenario() -> None:
+        collector = Collector()
+        with reading(Script(pieces(GOOD + bytes(32))), collector) as reader:
+            wait_for(lambda: reader.alarms == 1)  # the loop stands still
+            assert not collector.deliveries
+            await until(lambda: any(delivery.alarm for delivery in collector.deliveries))
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_minute_without_a_failure_makes_the_waits_short_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, waits = Clock(), list[int]()
+
+    def wait(_reader: SourceReader, wait_ns: int) -> None:
+        waits.append(wait_ns)
+        clock.now_ns += wait_ns
+
+    def reads() -> Iterator[bytes | Exception]:
+        yield from [SourceFailure("error", "I/O error")] * 3
+        clock.now_ns += SETTLED_NS
+        yield from pieces(GOOD)
+        while True:
+            yield SourceFailure("error", "I/O error")
+
+    monkeypatch.setattr(SourceReader, "_wait", wait)
+
+    async def scenario() -> None:
+        with reading(Script(reads()), Collector(), clock=clock):
+            await until(lambda: len(waits) >= 6)
+        assert waits[:6] == [0, *(FIRST_RETRY_NS * times for times in (1, 2, 4, 1, 2))]
 
     asyncio.run(scenario(), debug=True)
 
