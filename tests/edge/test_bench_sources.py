@@ -94,7 +94,8 @@ def test_the_logs_lines_have_their_times(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     try:
-        log = "2026-11-27 01:36:27,538 WARNING netrng.source: source a: failed: x: y\nTraceback\n2026-1"
+        log = "2026-11-27 01:36:27,538 WARNING netrng.source: source a: failed: x: y\nTraceback\n"
+        log += "2026-11-27 01:36:28,000 INFO netrng.source: cut o"
         (entry,) = entries(log)
     finally:
         monkeypatch.undo()

@@ -16,6 +16,7 @@ import time
 import tty
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.edge.rig import ENVIRONMENT, PATIENCE_S, fed_fifo, run_command
@@ -25,7 +26,7 @@ from tests.streams import stream
 from netrng_hostd.config import SourceConfig
 from netrng_hostd.core import health
 from netrng_hostd.main import main
-from netrng_hostd.operate.check import on_demand
+from netrng_hostd.operate.check import noise, on_demand
 from netrng_hostd.operate.check.noise import TESTS, Limits, Reading, Trial
 from netrng_hostd.operate.check.on_demand import run
 from netrng_hostd.operate.control import ControlServer
@@ -410,6 +411,17 @@ def test_what_passed_the_tests_is_wiped_and_the_first_alarm_is_kept(monkeypatch:
     assert not any(map(any, passed))
     assert trial.alarm is not None
     assert trial.alarm.offset == 1536 + 6
+
+
+def test_a_trickle_that_never_pauses_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(noise, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    reading, limits = Reading(Keeping(), 8.0, 4096), Limits(test_s=10.0, silent_s=10.0, trickle_s=60.0)
+    for now_s[0] in (9.9, 19.8, 29.7, 39.6, 49.5, 59.4):
+        assert not reading.is_over(limits)
+        reading._last_s = now_s[0]  # a byte has come
+    now_s[0] = 60.0
+    assert reading.is_over(limits)
 
 
 def test_the_limits_are_those_of_the_man_page() -> None:
