@@ -157,7 +157,7 @@ def test_one_that_stops(kind: str, file: Callable[..., str], capsys: pytest.Capt
     """A read of a device hangs then, one of a PRNG does not."""
     with device(NOISE[:2048]) as path:
         toml = file(path, f'kind = "{kind}"', "stall_timeout = 0.5")
-        assert run(toml, "t", PATIENT._replace(test_s=4)) == 1
+        assert run(toml, "t", PATIENT._replace(test_s=8)) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"WRONG  source t: {path} gave no byte for ")
     assert "(2048 bytes came, at " in last

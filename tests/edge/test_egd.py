@@ -136,7 +136,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine may stand still for seconds; what is to run out, its own test shortens."""
-    for name in ("CONNECT_S", "UNKNOWN_S", "SHORT_S"):
+    for name in ("CONNECT_S", "UNKNOWN_S", "SHORT_S", "SILENT_S"):
         monkeypatch.setattr(egd, name, PATIENCE_S)
 
 
@@ -348,6 +348,39 @@ def test_fewer_bytes_than_were_asked_for_without_a_count(
 
     with serving(path, answer), opened(path) as source:
         assert failure(source).detail == f"{path} has answered with 54 bytes too few"
+
+
+def test_one_that_has_to_be_waited_for_may_pause_between_answers(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(egd, "UNKNOWN_S", 0.3)
+    monkeypatch.setattr(egd, "SHORT_S", 0.0)  # in the midst of an answer there is no time
+    may_answer = threading.Event()
+
+    def answer(conn: socket.socket, command: int, n_bytes: int) -> bool:
+        if command == 2:
+            if len(server.requests) > 2:  # those two to come to command 2, and its first answer
+                may_answer.wait(PATIENCE_S)
+            conn.sendall(NOISE[:n_bytes])
+        return True
+
+    with serving(path, answer) as server, opened(path) as source:
+        assert len(read(source, 64)) >= 64
+        view = memoryview(bytearray(64))
+        assert [source.read_into(view) for _ in range(3)] == [0, 0, 0]
+        may_answer.set()
+        assert len(read(source, 64)) >= 64
+        assert server.clients == 2
+
+
+def test_one_that_has_to_be_waited_for_is_not_waited_for_without_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("UNKNOWN_S", "SILENT_S"):
+        monkeypatch.setattr(egd, name, 0.3)
+    with serving(path, lambda *_: True), opened(path) as source:
+        found = failure(source)
+        assert (found.state, found.detail) == ("stalled", f"{path} has not answered for 0.3 s")
 
 
 @pytest.mark.parametrize("part", [0, 1, 40])

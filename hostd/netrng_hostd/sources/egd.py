@@ -32,6 +32,7 @@ POLL_S = 0.2  # a read waits no longer, so that its thread can be stopped
 EMPTY_S = 0.2  # between two requests of a server that has nothing
 UNKNOWN_S = 2.0  # command 1 is answered at once, or not known
 SHORT_S = 10.0  # without a byte in the midst of an answer, or before one to command 1: there will be no more
+SILENT_S = 60.0  # without an answer to command 2, which may have to be waited for
 
 
 class EgdSource:
@@ -46,6 +47,7 @@ class EgdSource:
         self._asked = 0  # bytes of a request whose count has not come yet
         self._due = 0  # bytes of the answer that are still to come
         self._answered = False  # whether anything has come on this connection
+        self._begun = False  # whether anything of this answer has
         self._heard_s = 0.0  # when bytes came last, or a request was made
 
     def open(self) -> None:
@@ -81,7 +83,8 @@ class EgdSource:
                 failures.append(SourceFailure.of(error, "connect to", self._place))
         else:
             raise failures[0]
-        self._command, self._asked, self._due, self._answered = command, 0, 0, False
+        self._command, self._asked, self._due = command, 0, 0
+        self._answered = self._begun = False
 
     def _connected(self, family: int, address: str | tuple[str, int]) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -121,7 +124,7 @@ class EgdSource:
             if count == 0:
                 return self._closed()
             self._due -= count
-            self._answered, self._heard_s = True, time.monotonic()
+            self._heard()
             try:
                 if not self._due:
                     self._nothing_unasked(sock)
@@ -132,7 +135,7 @@ class EgdSource:
 
     def _request(self, sock: socket.socket, n_bytes: int) -> None:
         sock.sendall(bytes((self._command, n_bytes)))
-        self._heard_s = time.monotonic()
+        self._begun, self._heard_s = False, time.monotonic()
         if self._command == GET_AVAILABLE:
             self._asked = n_bytes
         else:
@@ -144,23 +147,29 @@ class EgdSource:
             self._closed()
             return
         asked, self._asked, self._due = self._asked, 0, answer[0]
-        self._answered, self._heard_s = True, time.monotonic()
+        self._heard()
         if self._due > asked:
             raise self._too_much()
         if not self._due:
             self._nothing_unasked(sock)
             time.sleep(EMPTY_S)  # it has none
 
+    def _heard(self) -> None:
+        self._answered = self._begun = True
+        self._heard_s = time.monotonic()
+
     def _silence(self) -> int:
         silent_s = time.monotonic() - self._heard_s
-        if self._command == GET_AVAILABLE:
-            if not self._answered and silent_s >= UNKNOWN_S:
+        if self._command == GET_AVAILABLE and not self._answered:
+            if silent_s >= UNKNOWN_S:
                 self._connect(GET_WAITING)
-            elif self._answered and silent_s >= SHORT_S:
-                raise SourceFailure("stalled", f"{self._place} has not answered for {SHORT_S:g} s")
-        elif self._answered and silent_s >= SHORT_S:
+            return 0
+        patience_s = SHORT_S if self._command == GET_AVAILABLE or self._begun else SILENT_S
+        if silent_s < patience_s:
+            return 0
+        if self._command == GET_WAITING and self._begun:
             raise SourceFailure("error", f"{self._place} has answered with {self._due} bytes too few")
-        return 0
+        raise SourceFailure("stalled", f"{self._place} has not answered for {patience_s:g} s")
 
     def _closed(self) -> int:
         if self._command == GET_AVAILABLE and not self._answered:
