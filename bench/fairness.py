@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 import time
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterator
 from bench import hardware, load, scenarios, shares, storm
 from bench.fleet import BenchError
 from bench.hostd import Say
-from bench.line import Line, report
+from bench.line import Line, command
 
 COUNTS = (1, 16, 256, 1000, 4000)  # of ends
 
@@ -56,17 +55,7 @@ def run(names: list[str]) -> Iterator[Line]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="bench.fairness", description="Measures what the quotas promise.")
-    parser.add_argument("name", nargs="*", metavar="NAME", help="of: " + ", ".join(RUNS))
-    names = parser.parse_args().name
-    unknown = sorted(set(names) - RUNS.keys())
-    if unknown:
-        parser.error(f"unknown: {', '.join(unknown)}; allowed: {', '.join(RUNS)}")
-    try:
-        return report(run(names or list(RUNS)))
-    except KeyboardInterrupt:
-        print("bench: interrupted", file=sys.stderr)
-        return 130
+    return command("bench.fairness", "Measures what the quotas promise.", RUNS, run)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ import pty
 import threading
 import time
 import tty
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 from tests.edge.rig import F_SETPIPE_SZ
 
@@ -52,8 +54,10 @@ MAKERS: dict[str, Callable[[bytes, int], bytes]] = {
 }
 
 
-class Feed:
+class Feed(ABC):
     """Writes to a descriptor from a thread; a context manager. ``rate``: bytes per second at most."""
+
+    kind: ClassVar[str]  # of a source, for hostd.toml
 
     def __init__(self, path: Path, key: bytes, rate: int = RATE) -> None:
         self.path = path
@@ -67,11 +71,6 @@ class Feed:
         self._pieces = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"feed {path.name}", daemon=True)
-
-    @property
-    def kind(self) -> str:
-        """Of a source, for hostd.toml."""
-        raise NotImplementedError
 
     def plug(self) -> None:
         """Makes the path and begins, or goes on, to write."""
@@ -98,8 +97,9 @@ class Feed:
             self._pieces += 1
             os.write(self._fd, self.written[-n_bytes:])
 
+    @abstractmethod
     def _make(self) -> int:
-        raise NotImplementedError
+        """The path leads there from now on; the descriptor to write to."""
 
     def _remove(self) -> None:
         self.path.unlink()

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import argparse
+import sys
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 
@@ -24,6 +26,27 @@ def report(lines: Iterable[Line]) -> int:
         print(f"{verdict}  {line.what:<92}  {line.measured:>30}  wanted: {line.wanted}", flush=True)
         short += not line.ok
     return 1 if short else 0
+
+
+def command(
+    prog: str, description: str, known: Iterable[str], run: Callable[[list[str]], Iterable[Line]]
+) -> int:
+    """A benchmark's command line: the lines of those of its ``known`` runs that are named, or of all.
+
+    Returns the exit code, as `report`; 130 when interrupted.
+    """
+    all_names = list(known)
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("name", nargs="*", metavar="NAME", help="of: " + ", ".join(all_names))
+    names = parser.parse_args().name
+    unknown = sorted(set(names) - set(all_names))
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; allowed: {', '.join(all_names)}")
+    try:
+        return report(run(names or all_names))
+    except KeyboardInterrupt:
+        print("bench: interrupted", file=sys.stderr)
+        return 130
 
 
 def skipped(what: str, why: str) -> None:

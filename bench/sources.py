@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 import time
@@ -19,7 +18,7 @@ from bench import blackout, feeds, outage
 from bench.cost import cost_line
 from bench.fleet import BenchError
 from bench.hostd import Say
-from bench.line import Line, report
+from bench.line import Line, command
 from bench.watched import WatchedVM, some
 
 VMS = ("one", "two")
@@ -74,18 +73,8 @@ def run(names: list[str]) -> Iterator[Line]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="bench.sources", description="What several sources promise.")
-    parser.add_argument("name", nargs="*", metavar="NAME", help="of: " + ", ".join(NAMES))
-    names = parser.parse_args().name
-    unknown = sorted(set(names) - set(NAMES))
-    if unknown:
-        parser.error(f"unknown: {', '.join(unknown)}; allowed: {', '.join(NAMES)}")
     libvirt.registerErrorHandler(lambda *_: None, None)  # it would print what is raised as well
-    try:
-        return report(run(names or list(NAMES)))
-    except KeyboardInterrupt:
-        print("bench: interrupted", file=sys.stderr)
-        return 130
+    return command("bench.sources", "What several sources promise.", NAMES, run)
 
 
 if __name__ == "__main__":

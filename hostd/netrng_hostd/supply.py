@@ -39,8 +39,8 @@ class _Feed:
 
 class Supply:
     """``alarmed`` is called when what was not sent yet may be of a source that failed; ``filled`` after each
-    delivery and each change of those that serve; ``kept`` says how many bytes reservations rest on
-    (Scheduler.kept).
+    delivery and each change of those that serve, to give away what is here and then `allow` more; ``kept``
+    says how many bytes reservations rest on (Scheduler.kept).
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Supply:
         self.ledger = ledger
         self.serving: Origin = ()
         self.alarmed: Callable[[], None] = lambda: None
-        self.filled: Callable[[], None] = lambda: None
+        self.filled: Callable[[], None] = self.allow
         self.kept: Callable[[], int] = lambda: 0
         self._min_sources = min_sources
         self._feeds = {name: _Feed() for name in names}
@@ -125,10 +125,8 @@ class Supply:
         if not changed:
             return
         if self.policy == XOR:
-            for name, n_bytes in self._mixer.use(chosen).items():
-                self.ledger.destroyed((name,), n_bytes)
+            self._mix_only(chosen)
             self._mix()  # what waited for a source that has left alone waits for nobody now
-        self.allow()
         self.filled()
 
     def deliver(self, name: str, delivery: Delivery) -> None:
@@ -149,7 +147,6 @@ class Supply:
                 self._accept(name, released)
         finally:
             released[:] = bytes(len(released))
-        self.allow()
         self.filled()
 
     def allow(self) -> None:
@@ -174,16 +171,20 @@ class Supply:
     def stop(self) -> None:
         """Nothing more is taken; what is here is destroyed."""
         self._stopped = True
-        self.destroyed(self.reservoir.destroy())
-        for name, n_bytes in self._mixer.use(()).items():
-            self.ledger.destroyed((name,), n_bytes)
+        self._book_destroyed(self.reservoir.destroy())
+        self._mix_only(())
         for feed in self._feeds.values():
             feed.reader = None
 
-    def destroyed(self, gone: dict[Origin, int]) -> None:
-        """Books what the reservoir has destroyed."""
+    def _book_destroyed(self, gone: dict[Origin, int]) -> None:
+        """Of the reservoir's bytes."""
         for origin, n_bytes in gone.items():
             self.ledger.destroyed(origin, n_bytes)
+
+    def _mix_only(self, origin: Origin) -> None:
+        """What waits of others is destroyed."""
+        for name, n_bytes in self._mixer.use(origin).items():
+            self.ledger.destroyed((name,), n_bytes)
 
     def _accept(self, name: str, released: bytearray) -> None:
         if name not in self.serving:
@@ -204,7 +205,7 @@ class Supply:
     def _store(self, vetted: bytearray, origin: Origin) -> None:
         excess = len(vetted) - self.reservoir.room
         if excess > 0:  # a probe's, or the last read after it was allowed less
-            self.destroyed(self.reservoir.drop_oldest(excess))
+            self._book_destroyed(self.reservoir.drop_oldest(excess))
         stored = self.reservoir.put(vetted, origin, self.kept())
         self.ledger.destroyed(origin, len(vetted) - stored)  # more than all but the seed reserve has room for
         for name in origin:
@@ -214,7 +215,7 @@ class Supply:
         """What passed before the alarm came from a source that may have been failing already."""
         feed.alarms += 1
         gone = self.reservoir.destroy(name)
-        self.destroyed(gone)
+        self._book_destroyed(gone)
         waiting = self._mixer.destroy(name) if self._mixer.held(name) else 0
         self.ledger.destroyed((name,), waiting)
         log.warning(
@@ -249,6 +250,3 @@ class Supply:
             )  # fmt: skip
         else:
             log.warning("%s: no source is healthy: VMs get what is in store, then nothing", self.policy)
-
-
-__all__ = ["Supply"]

@@ -23,6 +23,7 @@ def rct_cutoff(a: int, h: float) -> int:
     return 1 + math.ceil(a / h)
 
 
+@cache
 def apt_cutoff(a: int, h: float, window: int) -> int:
     """C = 1 + CRITBINOM(W, 2^-H, 1 - 2^-a), SP 800-90B 4.4.2: a window's first value so often is an alarm.
 
