@@ -284,7 +284,8 @@ def test_all_bad_nothing_is_given_out_and_it_goes_on_by_itself(tmp_path: Path) -
         wait_for(lambda: states() == {"failed"}, "both quarantined")
         sent = hostd.domain("vm")["bytes_sent"]
         assert hostd.status()["reservoir"]["stored"] == 0
-        assert hostd.domain("vm")["state"] == "open"
+        # An alarm that found a sample half written has ended the connection: there is a next one.
+        wait_for(lambda: hostd.domain("vm")["state"] == "open", "the session is kept, or begun anew")
         assert hostd.domain("vm")["bytes_sent"] == sent
         first.zeros = second.zeros = 0
         wait_for(lambda: hostd.domain("vm")["bytes_sent"] > sent, "served again", 120)
