@@ -37,6 +37,7 @@ class Device:
         self.opened = 0
         self.hangs = threading.Event()
         self.answers = threading.Event()
+        self.hung = threading.Event()  # one look does hang, whatever `hangs` says from then on
         self.looks: list[threading.Thread] = []
         self.looks_when_broken: int | None = None
 
@@ -59,6 +60,7 @@ class Device:
     def kernel_name(self) -> str | None:
         self.looks.append(threading.current_thread())
         if self.hangs.is_set():
+            self.hung.set()
             assert self.answers.wait(60.0)
         return self.name
 
@@ -255,7 +257,7 @@ def test_at_the_end_it_is_said_what_is_left_behind(lines: Callable[[], list[str]
         it = Watched(reading=False)
         it.device.hangs.set()
         with it:
-            await until(lambda: it.device.looks)
+            await until(it.device.hung.is_set)
             it.device.hangs.clear()
             it.tick(it.clock.now_ns + STALL_NS + 1)
             it.watch.stop(30.0)
@@ -270,7 +272,7 @@ def test_a_read_that_stood_still_with_the_daemon_has_all_its_time_again() -> Non
         it = Watched(reading=False)
         it.device.hangs.set()
         with it:
-            await until(lambda: it.reader.busy_since_ns is not None)
+            await until(it.device.hung.is_set)  # not in the opening, which is over in a moment
             hung, woke_ns = it.reader, it.clock.now_ns + 60 * STALL_NS
             it.watch.tick(woke_ns)
             it.tick(woke_ns + STALL_NS)
@@ -291,6 +293,7 @@ def test_a_source_that_gives_nothing_is_stalled_and_proves_itself_before_it_coun
             it.watch.capacity.measured_ns = it.clock.now_ns + 1
             assert it.watch.standing == Standing("hwrng", healthy=True, proved=True)
             await until(lambda: it.reader.read_since_ns is not None)
+            await until(lambda: it.watch.rng_current)  # its line in the log is before those that count
             changes = it.changes
             it.clock.now_ns += STALL_NS
             it.tick(it.clock.now_ns)
@@ -303,7 +306,8 @@ def test_a_source_that_gives_nothing_is_stalled_and_proves_itself_before_it_coun
             assert it.watch.standing == Standing("hwrng", healthy=False)
             assert it.reader._probing
             it.device.gives = True
-            await until(lambda: it.reader.read_since_ns is None)
+            # None as long as it takes to test what has come: the next read begins at this time.
+            await until(lambda: it.reader.read_since_ns in (None, it.clock.now_ns))
             it.watch.tick(it.clock.now_ns)
             assert it.watch.standing == Standing("hwrng", healthy=True)
             assert it.changes == changes + 2
@@ -333,7 +337,7 @@ def test_a_trickle_is_a_stalled_source_until_a_window_has_passed() -> None:
             why = "no window of the health tests from /dev/hwrng in 60 s"
             assert it.watch.state == SourceState("stalled", why)
             it.device.gives = True
-            await until(lambda: it.reader.passed_since_ns is None)
+            await until(lambda: it.reader.passed_since_ns in (None, it.clock.now_ns))
             it.watch.tick(it.clock.now_ns)
             assert it.watch.state.name == "healthy"
 
