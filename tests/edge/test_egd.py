@@ -99,16 +99,13 @@ def opened(path: Path | str) -> Iterator[EgdSource]:
 
 def read(source: EgdSource, total: int, want: int = 300) -> bytes:
     """``total`` bytes, or some more."""
-    taken = bytearray()
-
-    def enough() -> bool:
+    taken, end = bytearray(), time.monotonic() + PATIENCE_S
+    while len(taken) < total:  # without a pause: a read waits by itself
+        assert time.monotonic() < end, f"{len(taken)} bytes of {total}"
         buffer = bytearray(want)
         count = source.read_into(memoryview(buffer))
         assert not any(buffer[count:])
-        taken.extend(buffer[:count])
-        return len(taken) >= total
-
-    wait_for(enough, f"{total} bytes")
+        taken += buffer[:count]
     return bytes(taken)
 
 
@@ -172,20 +169,35 @@ def test_an_answer_may_be_read_in_smaller_pieces(path: Path) -> None:
         assert all(n <= 255 for _, n in server.requests)
 
 
+@contextlib.contextmanager
+def port_of(listens: str) -> Iterator[socket.socket]:
+    """Where nobody listens at the same port of 127.0.0.1, which is what localhost means first."""
+    ipv6 = ":" in listens
+    with contextlib.ExitStack() as stack:
+        while True:
+            listener = stack.enter_context(socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET))
+            try:
+                listener.bind((listens, 0))
+            except OSError:
+                assert ipv6
+                pytest.skip("this host has no IPv6")
+            if not ipv6:
+                break
+            kept = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # another one has it: another port
+                kept.bind(("127.0.0.1", listener.getsockname()[1]))
+                break
+        listener.listen()
+        yield listener
+
+
 @pytest.mark.parametrize(
     ("host", "listens"),
     [("127.0.0.1", "127.0.0.1"), ("localhost", "127.0.0.1"), ("localhost", "::1"), ("[::1]", "::1")],
 )
 def test_a_port_of_this_host(host: str, listens: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("a resolver was asked"))
-    ipv6 = ":" in listens
-    with socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET) as listener:
-        try:
-            listener.bind((listens, 0))
-        except OSError:
-            assert ipv6
-            pytest.skip("this host has no IPv6")
-        listener.listen()
+    with port_of(listens) as listener:
         server = Server(listener, Noise())
         with opened(f"{host}:{listener.getsockname()[1]}") as source:
             taken = read(source, 600)
@@ -422,7 +434,9 @@ def test_a_reset(path: Path) -> None:
         with opened(f"127.0.0.1:{listener.getsockname()[1]}") as source:
             conn, _ = listener.accept()
             assert source.read_into(memoryview(bytearray(8))) == 0
-            conn.close()  # with the request unread: RST
+            conn.settimeout(PATIENCE_S)
+            assert conn.recv(2, socket.MSG_PEEK)
+            conn.close()  # with the request, which has come, unread: RST
             found = failure(source)
             assert found.state == "error"
             assert found.detail.endswith("Connection reset by peer")
@@ -479,16 +493,17 @@ def test_a_server_that_does_not_accept(path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_port_that_connects_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody listens, chance may give the client's own end the very port that it connects to."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = free.getsockname()
     real = socket.socket.connect
 
     def connect(sock: socket.socket, address: tuple[str, int]) -> None:
-        sock.bind(place)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
         real(sock, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect)
-    with pytest.raises(SourceFailure, match="Connection refused") as caught:
-        EgdSource("", f"127.0.0.1:{place[1]}").open()
+    with socket.socket() as kept:  # so that nobody else is given this port
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        with pytest.raises(SourceFailure, match="Connection refused") as caught:
+            EgdSource("", f"127.0.0.1:{kept.getsockname()[1]}").open()
     assert caught.value.state == "absent"
