@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tests.edge.rig import wait_for
 
 from netrng_hostd.config import SourceConfig
 from netrng_hostd.sources import Source, SourceFailure, device, identity, make_source
@@ -295,7 +296,7 @@ def test_eagain_is_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> None:
         assert source.read_into(view) == 0
     assert slept == [device.EMPTY_S], "it is not asked without a pause"
     os.write(master, b"x")
-    assert source.read_into(view) == 1
+    wait_for(lambda: source.read_into(view) == 1, "the byte, which the kernel passes on in its own time")
     source.close()
     os.close(slave)
     os.close(master)
