@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -23,7 +24,7 @@ from tests.edge.rig import PATIENCE_S, unread_pipe
 
 from netrng_hostd.main import main
 from netrng_hostd.operate import show, status
-from netrng_hostd.operate.control import ControlServer
+from netrng_hostd.operate.control import ControlServer, ask
 from netrng_hostd.operate.render import render
 from netrng_hostd.operate.status import (
     ADMISSION_STATES,
@@ -415,6 +416,23 @@ def test_of_many_the_busiest_in_their_order() -> None:
 # The command
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine may stand still for longer than an answer is waited for."""
+    monkeypatch.setattr(show, "ask", functools.partial(ask, timeout_s=PATIENCE_S))
+
+
+# The same in a process of its own, with pictures that come sooner.
+PATIENT = f"""
+import functools, sys
+from netrng_hostd import main
+from netrng_hostd.operate import show, status
+show.INTERVAL_S = 0.05
+show.ask = functools.partial(show.ask, timeout_s={PATIENCE_S})
+"""
+WATCH = f"{PATIENT}sys.exit(status.run(sys.argv[1], as_json=False, watch=True))"
+
+
 def while_serving(path: str, client: Callable[[], None], shown: Callable[[], DaemonStatus]) -> None:
     async def both() -> None:
         async with ControlServer(path, shown, timeout_s=PATIENCE_S):
@@ -485,9 +503,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, form: str) -> None:
     path = str(tmp_path / "hostd.sock")
     ended: list[tuple[int, str]] = []
     text = (
-        "import sys; from netrng_hostd import main; from netrng_hostd.operate import show, status\n"
-        "show.INTERVAL_S = 0.05\n"
-        f"main._run_command = lambda options: status.run(sys.argv[1], {form})\n"
+        f"{PATIENT}main._run_command = lambda options: status.run(sys.argv[1], {form})\n"
         "sys.exit(main.main(['status']))"
     )
 
@@ -495,7 +511,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, form: str) -> None:
         with unread_pipe() as unread:
             done = subprocess.run(
                 [sys.executable, "-c", text, path], stdout=unread, stderr=subprocess.PIPE, text=True,
-                timeout=60, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                timeout=PATIENCE_S, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             )  # fmt: skip
         ended.append((done.returncode, done.stderr))
 
@@ -522,9 +538,9 @@ def test_watch_goes_on_until_it_is_stopped(tmp_path: Path, stop: signal.Signals,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True,
         ) as child:  # fmt: skip
             for _ in range(3):
-                assert asked.acquire(timeout=20)
+                assert asked.acquire(timeout=PATIENCE_S)
             child.send_signal(stop)
-            out, err = child.communicate(timeout=20)
+            out, err = child.communicate(timeout=PATIENCE_S)
             said.append((out, err, child.returncode))
 
     while_serving(path, client, shown)
@@ -532,14 +548,6 @@ def test_watch_goes_on_until_it_is_stopped(tmp_path: Path, stop: signal.Signals,
     assert (code, err) == (0, "")
     assert out.count("web-2") >= 2
     assert ("\x1b[?25h" in out) is terminal  # the cursor is shown again
-
-
-WATCH = """
-import sys
-from netrng_hostd.operate import show, status
-show.INTERVAL_S = 0.05
-sys.exit(status.run(sys.argv[1], as_json=False, watch=True))
-"""
 
 
 def test_watch_waits_for_a_daemon_that_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
