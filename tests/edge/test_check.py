@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import errno
+import functools
 import grp
 import os
 import pty
@@ -29,7 +30,7 @@ from netrng_hostd.operate import check
 from netrng_hostd.operate.check import device, host, upstream
 from netrng_hostd.operate.check.device import check_source, holders
 from netrng_hostd.operate.check.domains import check_domains, list_domains
-from netrng_hostd.operate.check.finding import Finding, TooLate, within
+from netrng_hostd.operate.check.finding import Finding, Job, TooLate, within
 from netrng_hostd.operate.check.host import check_host
 from netrng_hostd.operate.check.noise import DISTRUST, Trial
 from netrng_hostd.operate.check.running import check_running
@@ -57,6 +58,15 @@ def virtio(path: str | None, mode: str = "bind") -> LiveChannel:
 
 
 pytestmark = pytest.mark.usefixtures("libvirt_events")
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine may stand still for seconds; what is to run out, its own test says."""
+    for name in ("CONNECT_S", "UNKNOWN_S", "SHORT_S", "SILENT_S"):
+        monkeypatch.setattr(egd, name, PATIENCE_S)
+    monkeypatch.setattr(host, "CONTROL_S", PATIENCE_S)
+    monkeypatch.setattr(check, "check_source", functools.partial(check_source, read_s=PATIENCE_S))
 
 
 @pytest.fixture
@@ -103,15 +113,24 @@ def test_a_source_that_delivers_nothing(terminal: tuple[int, str]) -> None:
     ]
     os.write(master, NOISE)
     for thread in set(threading.enumerate()) - before:
-        thread.join(5)
+        thread.join(PATIENCE_S)
 
 
-def test_a_source_that_delivers_slowly(terminal: tuple[int, str]) -> None:
+def test_a_source_that_delivers_slowly(terminal: tuple[int, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes in time is too little for the tests, and enough to see that it delivers."""
     master, path = terminal
     before = set(threading.enumerate())
+    real_wait = Job.wait
+
+    def wait(job: Job[None], seconds: float) -> bool:
+        wait_for(lambda: [trial.n_bytes for trial in Remembering.made] == [40], "what comes in time")
+        return real_wait(job, seconds)
+
+    monkeypatch.setattr(device, "Trial", Remembering)
+    monkeypatch.setattr(Remembering, "made", [])
+    monkeypatch.setattr(Job, "wait", wait)
     os.write(master, NOISE[:40])
-    assert lines(check_source(source(path), frozenset(), read_s=2)) == []
+    assert lines(check_source(source(path), frozenset(), read_s=0.05)) == []
     os.write(master, NOISE[:16])
     for thread in set(threading.enumerate()) - before:
         thread.join(PATIENCE_S)  # it reads no more than it had begun to
@@ -266,8 +285,7 @@ def test_what_is_of_another_kind_is_refused_once(kind: str, text: str) -> None:
     assert lines(check_source(wrong, frozenset(), PATIENCE_S)) == []
 
 
-def test_an_egd_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(egd, "UNKNOWN_S", PATIENCE_S)
+def test_an_egd_server(tmp_path: Path) -> None:
     path = tmp_path / "egd"
     with serving(path, Noise()) as server:
         assert lines(check_source(source(str(path), "egd"), frozenset(), PATIENCE_S)) == []
@@ -579,7 +597,7 @@ def test_a_daemon_that_runs(no_swap: Path, tmp_path: Path) -> None:
     assert host.running_daemon(loaded) is None
 
     async def ask() -> DaemonStatus | None:
-        async with ControlServer(path, lambda: DaemonStatus("1", pid=4711)):
+        async with ControlServer(path, lambda: DaemonStatus("1", pid=4711), timeout_s=PATIENCE_S):
             return await asyncio.to_thread(host.running_daemon, loaded)
 
     assert asyncio.run(ask(), debug=True) == DaemonStatus("1", pid=4711)
@@ -708,7 +726,8 @@ def test_what_the_running_daemon_says(
     told_by_daemon = DaemonStatus("1", (told("failed", detail="health test: why"),), pid=4711)
 
     async def run() -> int:
-        async with ControlServer(str(tmp_path / "hostd.sock"), lambda: told_by_daemon):
+        control = str(tmp_path / "hostd.sock")
+        async with ControlServer(control, lambda: told_by_daemon, timeout_s=PATIENCE_S):
             return await asyncio.to_thread(check.run, str(file), list_them=lambda _: [domain()])
 
     assert asyncio.run(run(), debug=True) == 1
