@@ -96,6 +96,7 @@ class Guest(threading.Thread):
         self._listener.bind(str(path))
         self._listener.listen(1)
         self._wake, self._woken = socket.socketpair()
+        self._deaf = threading.Event()
         self.conn: socket.socket | None = None
         self._session = b""
         self._end = 0
@@ -114,7 +115,8 @@ class Guest(threading.Thread):
                             return
                         if self.conn is not None:
                             selector.unregister(self.conn)
-                        continue
+                        self._deaf.set()
+                        break  # nor is anything read that came in this round
                     if key.fileobj is self._listener:
                         conn, _ = self._listener.accept()
                         self._let_go(selector)  # its end may not have been seen yet
@@ -165,9 +167,10 @@ class Guest(threading.Thread):
         self.send(wire.encode(wire.Grant(self._session, self._end + self.ask, self._end, 0)))
 
     def send(self, data: bytes) -> None:
+        conn = self.conn  # which the thread may let go of in this moment
         with contextlib.suppress(OSError):
-            if self.conn is not None:
-                self.conn.sendall(data)
+            if conn is not None:
+                conn.sendall(data)
 
     @property
     def session(self) -> bytes:
@@ -178,14 +181,16 @@ class Guest(threading.Thread):
         return self._opened.to_bytes(8, "big")
 
     def stop_reading(self) -> None:
-        """From now on, for ever; what was granted goes on to be asked for."""
+        """From its return on, for ever; what was granted goes on to be asked for."""
         self._wake.send(b"p")
+        assert self._deaf.wait(PATIENCE_S)
 
     def hang_up(self) -> None:
         """As when the VM is destroyed."""
+        conn = self.conn
         with contextlib.suppress(OSError):  # its end was seen in this moment
-            if self.conn is not None:
-                self.conn.shutdown(socket.SHUT_RDWR)
+            if conn is not None:
+                conn.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._wake.send(b"x")
