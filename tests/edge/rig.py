@@ -230,7 +230,9 @@ class Hostd:
 
     @property
     def log(self) -> str:
-        return self.log_path.read_text() if self.log_path.exists() else ""
+        """All lines that are whole."""
+        written = self.log_path.read_bytes() if self.log_path.exists() else b""
+        return written[: written.rfind(b"\n") + 1].decode()
 
     def status(self) -> dict[str, Any]:
         """Never older than the question, where the daemon would give an answer of half a second ago again."""
