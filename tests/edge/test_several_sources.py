@@ -13,10 +13,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tests.edge.rig import Guest, Hostd, wait_for
+from tests.edge.rig import PATIENCE_S, Guest, Hostd, wait_for
 from tests.streams import assert_disjoint, stream
 
 ZEROS = bytes(16)
+ENDLESS = 1 << 40  # bytes: until it is told otherwise
+RECOVERED_S = 120.0  # a source that has failed is tried again after a minute at the latest
 LENGTH = 4_000_000  # of each stream: more than is read on a slow machine
 A, B = stream(LENGTH, b"a"), stream(LENGTH, b"b")
 
@@ -29,24 +31,28 @@ class Tap(threading.Thread):
         self._fd = fd
         self._data = memoryview(data)
         self._end = threading.Event()
-        self.zeros = 0  # how many bytes of zeros to write next
+        self._lock = threading.Lock()  # a piece is written and counted, or not begun
+        self._zeros = 0
         self.silent = False
         self.size = 500  # bytes at a time
         self.start()
 
     def run(self) -> None:
         while not self._end.wait(0.01):
-            if self.silent:
-                continue
-            piece = bytes(min(self.zeros, self.size)) or self._data[: self.size]
-            try:
-                written = os.write(self._fd, piece)
-            except BlockingIOError:
-                continue
-            if self.zeros:
-                self.zeros -= written
-            else:
-                self._data = self._data[written:]
+            if not self.silent:
+                with self._lock, contextlib.suppress(BlockingIOError):
+                    self._write()
+
+    def _write(self) -> None:
+        if self._zeros:
+            self._zeros -= os.write(self._fd, bytes(min(self._zeros, self.size)))
+        else:
+            self._data = self._data[os.write(self._fd, self._data[: self.size]) :]
+
+    def give_zeros(self, n_bytes: int) -> None:
+        """So many next."""
+        with self._lock:
+            self._zeros = n_bytes
 
     def stop(self) -> None:
         self._end.set()
@@ -93,8 +99,10 @@ def served(folder: Path, config: str) -> Iterator[tuple[Hostd, Guest]]:
         guest.close()
 
 
-def source(name: str, path: object, kind: str = "fifo", more: str = "") -> str:
-    return f'[[source]]\nname = "{name}"\nkind = "{kind}"\npath = "{path}"\n{more}\n'
+def source(name: str, path: object, kind: str = "fifo", more: str = "", stall_s: float = PATIENCE_S) -> str:
+    """``stall_s``: a busy machine lets a good source be silent for seconds."""
+    described = f'name = "{name}"\nkind = "{kind}"\npath = "{path}"\nstall_timeout = {stall_s}'
+    return f"[[source]]\n{described}\n{more}\n"
 
 
 def two(folder: Path, sources: str = "") -> str:
@@ -109,7 +117,17 @@ def wait_until_serving(hostd: Hostd, *names: str) -> None:
     def serving() -> bool:
         return [name for name, item in by_name(hostd.status()).items() if item["serving"]] == list(names)
 
-    wait_for(serving, f"served from {names}, in {hostd.log}")
+    wait_for(serving, f"served from {names}, in {hostd.log}", RECOVERED_S)
+
+
+def wait_for_state(hostd: Hostd, name: str, *expected: str) -> None:
+    """Until the source is in that state, with that detail if one is given."""
+
+    def shown() -> bool:
+        told = by_name(hostd.status())[name]
+        return (told["state"], told["detail"])[: len(expected)] == expected
+
+    wait_for(shown, f"{name}: {expected}, in {hostd.log}", PATIENCE_S)
 
 
 def origins(hostd: Hostd) -> Callable[[str], int]:
@@ -139,9 +157,10 @@ def test_failover_zeros_reach_nobody_the_other_serves_and_the_better_one_comes_b
     ):
         wait_until_serving(hostd, "a")
         wait_for_more_of(hostd, "a")
+        wait_for_state(hostd, "b", "healthy")  # else there is nobody who could take over
         changed = "failover: VMs are served from the source b"
         before = hostd.log.count(changed)  # once already, if b was healthy first
-        better.zeros = 300  # in one window, or in two that adjoin: one alarm or two
+        better.give_zeros(300)  # in one window, or in two that adjoin: one alarm or two
         wait_for_more_of(hostd, "b")
         assert hostd.log.count("source a: health test alarm: ") in (1, 2)
         assert hostd.log.count(changed) == before + 1
@@ -150,8 +169,9 @@ def test_failover_zeros_reach_nobody_the_other_serves_and_the_better_one_comes_b
         status = assert_ledger(hostd)
         assert hostd.stop() == 0
         assert by_name(status)["a"]["bytes_sent"] > 4_000
-        assert ZEROS not in guest.taken
-        assert assert_disjoint(A + B, [bytes(guest.taken)]) > 0.95 * len(guest.taken)
+        taken = bytes(guest.taken)  # the last of it may be on its way
+        assert ZEROS not in taken
+        assert assert_disjoint(A + B, [taken]) > 0.95 * len(taken)
 
 
 def test_a_rate_that_drops_to_a_tenth_is_no_failure_and_what_is_promised_follows_it(tmp_path: Path) -> None:
@@ -162,14 +182,20 @@ def test_a_rate_that_drops_to_a_tenth_is_no_failure_and_what_is_promised_follows
         served(tmp_path, two(tmp_path, quota)) as (hostd, _guest),
     ):
 
-        def wait_for_verdict(verdict: str) -> None:
-            wait_for(lambda: hostd.domain("vm").get("admission") == verdict, f"{verdict}, in {hostd.log}")
+        def wait_for_verdict(verdict: str) -> dict[str, Any]:
+            """The status that shows it. A capacity is the mean of ten seconds, or more on a busy machine."""
+
+            def shown() -> dict[str, Any] | None:
+                status = hostd.status()
+                return status if [d["admission"] for d in status["domains"]] == [verdict] else None
+
+            found: dict[str, Any] = wait_for(shown, f"{verdict}, in {hostd.log}", PATIENCE_S)
+            return found
 
         wait_until_serving(hostd, "a")
         wait_for_verdict("promised")
         slow.size = 50
-        wait_for_verdict("shrunk")
-        told = by_name(hostd.status())["a"]
+        told = by_name(wait_for_verdict("shrunk"))["a"]
         assert (told["state"], told["serving"]) == ("healthy", True)
         assert told["capacity"] < 8_900
         assert "netrng.admission: the source gives " in hostd.log
@@ -183,21 +209,21 @@ def test_a_read_that_never_returns_is_left_behind_and_what_it_brings_later_goes_
     tmp_path: Path,
 ) -> None:
     with terminal(A) as (better, path), fifo(tmp_path / "b", B):
-        config = source("a", path, "device", "stall_timeout = 0.5") + source("b", tmp_path / "b")
+        config = source("a", path, "device", stall_s=3.0) + source("b", tmp_path / "b")
         with served(tmp_path, config) as (hostd, guest):
             wait_until_serving(hostd, "a")
             wait_for_more_of(hostd, "a")
             better.silent = True
+            wait_for_state(
+                hostd, "a", "stalled", f"a read of {path} has not returned for 3 s; it is left behind"
+            )
             wait_for_more_of(hostd, "b")
-            state = by_name(hostd.status())["a"]
-            assert state["state"] == "stalled"
-            assert state["detail"] == f"a read of {path} has not returned for 0.5 s; it is left behind"
             better.silent = False
             wait_until_serving(hostd, "a")
             wait_for_more_of(hostd, "a")
             assert_ledger(hostd)
             better.silent = True
-            wait_for(lambda: by_name(hostd.status())["a"]["state"] == "stalled", "stalled once more")
+            wait_for_state(hostd, "a", "stalled")
             assert hostd.stop() == 0, "a thread that hangs does not keep the process"
             assert f"a read of {path} does not return; it is left behind" in hostd.log
         assert assert_disjoint(A + B, [bytes(guest.taken)]) > 0.95 * len(guest.taken)
@@ -214,17 +240,18 @@ def test_combine_adds_up_and_one_that_fails_takes_nothing_of_the_other_along(tmp
         wait_for_more_of(hostd, "a")
         wait_for_more_of(hostd, "b")
         destroyed = by_name(hostd.status())["b"]["bytes_discarded"]
-        failing.zeros = 100_000
-        wait_for(lambda: by_name(hostd.status())["a"]["state"] == "failed", "quarantined")
+        failing.give_zeros(ENDLESS)
+        wait_for_state(hostd, "a", "failed")
         wait_until_serving(hostd, "b")
         wait_for_more_of(hostd, "b")
         status = assert_ledger(hostd)
         assert by_name(status)["b"]["bytes_discarded"] - destroyed < 65_536  # a probe's, at most
-        failing.zeros = 0
+        failing.give_zeros(0)
         wait_until_serving(hostd, "a", "b")
         assert hostd.stop() == 0
-        assert ZEROS not in guest.taken
-        assert assert_disjoint(A + B, [bytes(guest.taken)]) > 0.9 * len(guest.taken)
+        taken = bytes(guest.taken)
+        assert ZEROS not in taken
+        assert assert_disjoint(A + B, [taken]) > 0.9 * len(taken)
 
 
 def test_xor_mixes_and_gives_nothing_while_one_is_missing(tmp_path: Path) -> None:
@@ -236,13 +263,13 @@ def test_xor_mixes_and_gives_nothing_while_one_is_missing(tmp_path: Path) -> Non
     ):
         wait_until_serving(hostd, "a", "b")
         wait_for_more_of(hostd, "a+b")
-        missing.zeros = 100_000
+        missing.give_zeros(ENDLESS)
         wait_until_serving(hostd)
         assert "xor: nothing is given out: of 2 sources that count 1 are healthy, and 2 are" in hostd.log
         sent = hostd.domain("vm")["bytes_sent"]
-        wait_for(lambda: by_name(hostd.status())["a"]["state"] == "failed", "quarantined")
+        wait_for_state(hostd, "a", "failed")
         assert hostd.domain("vm")["bytes_sent"] == sent
-        missing.zeros = 0
+        missing.give_zeros(0)
         wait_until_serving(hostd, "a", "b")
         wait_for_more_of(hostd, "a+b")
         status = assert_ledger(hostd)
@@ -264,7 +291,7 @@ def test_one_without_credit_is_mixed_in_and_counts_for_nothing(tmp_path: Path) -
     ):
         wait_until_serving(hostd, "a", "b", "kernel")
         wait_for_more_of(hostd, "a+b+kernel")
-        missing.zeros = 100_000
+        missing.give_zeros(ENDLESS)
         wait_until_serving(hostd)
         assert not by_name(hostd.status())["kernel"]["credit"]
 
@@ -276,7 +303,8 @@ def test_all_bad_nothing_is_given_out_and_it_goes_on_by_itself(tmp_path: Path) -
         served(tmp_path, two(tmp_path)) as (hostd, guest),
     ):
         wait_for_more_of(hostd, "a")
-        first.zeros = second.zeros = 1_000_000
+        for tap in (first, second):
+            tap.give_zeros(ENDLESS)
 
         def states() -> set[str]:
             return {item["state"] for item in by_name(hostd.status()).values()}
@@ -287,8 +315,9 @@ def test_all_bad_nothing_is_given_out_and_it_goes_on_by_itself(tmp_path: Path) -
         # An alarm that found a sample half written has ended the connection: there is a next one.
         wait_for(lambda: hostd.domain("vm")["state"] == "open", "the session is kept, or begun anew")
         assert hostd.domain("vm")["bytes_sent"] == sent
-        first.zeros = second.zeros = 0
-        wait_for(lambda: hostd.domain("vm")["bytes_sent"] > sent, "served again", 120)
+        for tap in (first, second):
+            tap.give_zeros(0)
+        wait_for(lambda: hostd.domain("vm")["bytes_sent"] > sent, "served again", RECOVERED_S)
         assert_ledger(hostd)
         assert ZEROS not in guest.taken
 
@@ -305,5 +334,6 @@ def test_a_source_that_carries_less_is_compressed(tmp_path: Path) -> None:
         assert hostd.stop() == 0
         pieces = {bytes(guest.taken[start : start + 32]) for start in range(len(guest.taken))}
         # Where the first block begins is not known; some are in the seed reserve, some are cut in two.
-        digests = (sha256(A[start : start + 80]).digest() for start in range(40_000))
+        # Who was late has not got the first of all: a probe's newer bytes have taken their place.
+        digests = (sha256(A[start : start + 80]).digest() for start in range(400_000))
         assert sum(digest in pieces for digest in digests) > 10
