@@ -26,18 +26,25 @@ from tests.streams import stream
 from netrng_hostd.config import SourceConfig
 from netrng_hostd.core import health
 from netrng_hostd.main import main
-from netrng_hostd.operate.check import noise, on_demand
+from netrng_hostd.operate.check import host, noise, on_demand
 from netrng_hostd.operate.check.noise import TESTS, Limits, Reading, Trial
 from netrng_hostd.operate.check.on_demand import run
 from netrng_hostd.operate.control import ControlServer
 from netrng_hostd.operate.status import DaemonStatus, SourceStatus
-from netrng_hostd.sources import SourceFailure
+from netrng_hostd.sources import SourceFailure, egd
 
 NOISE = stream(65536)
 PASSED = f"ok     source t: {', '.join(TESTS)} passed; "
 SPENT = "and were thrown away and wiped"
 # With these a test ends as soon as it can, and never because the machine stood still.
 PATIENT = Limits(most=4096, test_s=PATIENCE_S, silent_s=PATIENCE_S, trickle_s=PATIENCE_S)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is who answers taken for nobody then."""
+    monkeypatch.setattr(host, "CONTROL_S", PATIENCE_S)
+    monkeypatch.setattr(egd, "UNKNOWN_S", PATIENCE_S)
 
 
 @contextlib.contextmanager
@@ -63,6 +70,8 @@ def file(tmp_path: Path) -> Callable[..., str]:
 
     def write(path: str, *more: str) -> str:
         written = tmp_path / "hostd.toml"
+        if not any(line.startswith("stall_timeout") for line in more):
+            more = (*more, f"stall_timeout = {PATIENCE_S}")
         keys = "\n".join((f'name = "t"\npath = "{path}"', *more))
         others = '[[source]]\nname = "other"\npath = "/dev/other"\n'
         written.write_text(f'control = "{tmp_path}/hostd.sock"\n[[source]]\n{keys}\n{others}')
@@ -128,7 +137,20 @@ def test_a_source_that_gives_nothing(file: Callable[..., str], capsys: pytest.Ca
         )
 
 
-def test_a_trickle(file: Callable[..., str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def over_once_came(n_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits count once so many bytes have been read, and a second has passed in which no more came."""
+    is_over = Reading.is_over
+
+    def over(reading: Reading, limits: Limits) -> bool:
+        return reading.trial.n_bytes >= n_bytes and reading.silent_s >= 1 and is_over(reading, limits)
+
+    monkeypatch.setattr(Reading, "is_over", over)
+
+
+def test_a_trickle(
+    file: Callable[..., str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over_once_came(256, monkeypatch)
     for limits in (PATIENT._replace(silent_s=2), PATIENT._replace(trickle_s=2)):
         with device(NOISE[:256]) as path:
             assert run(file(path), "t", limits) == 1
@@ -153,11 +175,17 @@ def test_a_slow_one_passes_with_what_came_in_time(
 
 
 @pytest.mark.parametrize("kind", ["device", "prng"])
-def test_one_that_stops(kind: str, file: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_that_stops(
+    kind: str,
+    file: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A read of a device hangs then, one of a PRNG does not."""
+    over_once_came(2048, monkeypatch)
     with device(NOISE[:2048]) as path:
         toml = file(path, f'kind = "{kind}"', "stall_timeout = 0.5")
-        assert run(toml, "t", PATIENT._replace(test_s=8)) == 1
+        assert run(toml, "t", PATIENT._replace(test_s=2)) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"WRONG  source t: {path} gave no byte for ")
     assert "(2048 bytes came, at " in last
@@ -271,7 +299,8 @@ def beside_a_daemon(toml: str, path: str) -> int:
     told = DaemonStatus("1", (SourceStatus("t", "device", "healthy", path),), pid=4711)
 
     async def both() -> int:
-        async with ControlServer(f"{Path(toml).parent}/hostd.sock", lambda: told):
+        path = f"{Path(toml).parent}/hostd.sock"
+        async with ControlServer(path, lambda: told, timeout_s=PATIENCE_S):
             return await asyncio.to_thread(run, toml, "t", PATIENT)
 
     return asyncio.run(both(), debug=True)
@@ -330,11 +359,12 @@ def test_progress_is_shown_on_a_terminal(file: Callable[..., str], tmp_path: Pat
                         said += os.read(master, 65536)
                 command.kill()
                 out = command.communicate()[0]
-                while select.select([master], [], [], 0)[0]:  # its last words, where it was quicker than we
-                    said += os.read(master, 65536)
+        os.close(slave)
+        with contextlib.suppress(OSError):  # EIO: that was all, its last words as well
+            while piece := os.read(master, 65536):
+                said += piece
     finally:
         os.close(master)
-        os.close(slave)
     assert command.returncode == 0
     assert PASSED in out
     assert b"\r\x1b[Ktesting t: " in said
