@@ -27,7 +27,6 @@ USER, PASSWORD = "netrng", "of-a-test"
 # What differs from Debian's file: EntropyBroker gives each user some hundred bytes per second and sleeps for
 # up to a minute where its pools are full or empty.
 _SETTINGS = {
-    "listen_adapter": "::FFFF:127.0.0.1",
     "max_get_put_size": "1048576",
     "default_max_get_bps": "2000000000",
     "default_sleep_time_when_pools_full": "1",
@@ -37,6 +36,12 @@ _SETTINGS = {
     "max_number_of_disk_pools": "0",
     "webserver_port": "-1",
 }
+
+
+def loopback() -> str:
+    """An address of this host for this process alone: no other one takes a port of it that was free."""
+    pid = os.getpid()  # less than 1 << 22: proc(5)
+    return f"127.{64 + (pid >> 16)}.{pid >> 8 & 255}.{pid & 255}"
 
 
 def program(name: str) -> str:
@@ -50,7 +55,7 @@ def running(directory: Path, feed: str = "/dev/urandom") -> Iterator[Path]:
 
     ``directory`` holds its configuration, its logs and the socket.  Raises BedError.
     """
-    broker = f"127.0.0.1:{_free_port()}"
+    broker = f"{loopback()}:{_free_port()}"
     password, egd = directory / "password", directory / "egd.sock"
     _write_private(password, f"{USER}\n{PASSWORD}\n")
     _write_private(directory / "users", f"{USER}|{PASSWORD}|2000000000\n")
@@ -135,6 +140,7 @@ def _process(command: list[str], log_path: Path) -> Iterator[None]:
 def _configuration(directory: Path, port: str) -> str:
     """Debian's file, with our settings in the place of its own."""
     settings = {**_SETTINGS, "listen_port": port, "users": str(directory / "users")}
+    settings["listen_adapter"] = f"::FFFF:{loopback()}"
     shipped = package("entropybroker") / "etc/entropybroker/entropy_broker.conf"
     kept = [
         line for line in shipped.read_text().splitlines() if line.partition("=")[0].strip() not in settings
@@ -149,7 +155,7 @@ def _write_private(path: Path, text: str) -> None:
 
 def _free_port() -> int:
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
+        sock.bind((loopback(), 0))
         port: int = sock.getsockname()[1]
         return port
 

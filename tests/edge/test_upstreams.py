@@ -27,6 +27,7 @@ from netrng_hostd.sources import Source, SourceFailure, egd, make_source
 from netrng_hostd.sources.identity import is_hwrng, rng_current
 
 CONF = Path(__file__).parents[2] / "conf" / "stunnel"
+LOOPBACK = entropy_broker.loopback()
 CLIENT, SERVER = "netrng-egd-client", "netrng-egd-server"
 
 
@@ -166,7 +167,7 @@ def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
+            sock.bind((LOOPBACK, 0))
         return [sock.getsockname()[1] for sock in sockets]
 
 
@@ -205,7 +206,7 @@ def tunnel(tmp_path: Path) -> Iterator[tuple[Path, int]]:
     certificates(tmp_path)
     (port,) = free_ports(1)
     with entropy_broker.running(tmp_path) as path:
-        config = configured(SERVER, tmp_path, accept=f"127.0.0.1:{port}", connect=str(path))
+        config = configured(SERVER, tmp_path, accept=f"{LOOPBACK}:{port}", connect=str(path))
         with stunnel(config):
             yield tmp_path, port
 
@@ -213,8 +214,8 @@ def tunnel(tmp_path: Path) -> Iterator[tuple[Path, int]]:
 @pytest.mark.parametrize("place", ["port", "socket"])
 def test_an_egd_server_through_stunnel(tunnel: tuple[Path, int], place: str) -> None:
     folder, port = tunnel
-    accept = str(folder / "here.sock") if place == "socket" else f"127.0.0.1:{free_ports(1)[0]}"
-    config = configured(CLIENT, folder, accept=accept, connect=f"127.0.0.1:{port}")
+    accept = str(folder / "here.sock") if place == "socket" else f"{LOOPBACK}:{free_ports(1)[0]}"
+    config = configured(CLIENT, folder, accept=accept, connect=f"{LOOPBACK}:{port}")
     where = {"path" if place == "socket" else "address": accept}
     with stunnel(config), opened(kind="egd", **where) as source:
         assert_vetted(taken(source, 20_000))
@@ -233,8 +234,8 @@ WRONG_AUTHORITY, WRONG_NAME = "Pre-verification error", "Subject checks failed"
 )
 def test_who_may_not_come_is_refused(tunnel: tuple[Path, int], client: str, why: str) -> None:
     folder, port = tunnel
-    address = f"127.0.0.1:{free_ports(1)[0]}"
-    settings = {"accept": address, "connect": f"127.0.0.1:{port}"}
+    address = f"{LOOPBACK}:{free_ports(1)[0]}"
+    settings = {"accept": address, "connect": f"{LOOPBACK}:{port}"}
     if client == "without a certificate":
         settings.update(cert="", key="")
     elif client == "a stranger":
@@ -251,8 +252,8 @@ def test_who_may_not_come_is_refused(tunnel: tuple[Path, int], client: str, why:
 )
 def test_a_server_that_is_another_is_not_believed(tunnel: tuple[Path, int], server: str, why: str) -> None:
     folder, port = tunnel
-    address = f"127.0.0.1:{free_ports(1)[0]}"
-    settings = {"accept": address, "connect": f"127.0.0.1:{port}"}
+    address = f"{LOOPBACK}:{free_ports(1)[0]}"
+    settings = {"accept": address, "connect": f"{LOOPBACK}:{port}"}
     if server == "a stranger":
         settings.update(CAfile=f"{folder}/stranger/ca.pem")
     else:
