@@ -71,7 +71,7 @@ def running(directory: Path, feed: str = "/dev/urandom") -> Iterator[Path]:
         common = ("-I", broker, "-X", str(password))
         stack.enter_context(_started(directory, "eb_server_stream", *common, "-d", feed))
         stack.enter_context(_started(directory, "eb_client_egd", *common, "-d", str(egd)))
-        _wait(egd.exists, "its EGD front end", directory)
+        _wait(lambda: _takes_connections(egd), "its EGD front end", directory)
         yield egd
 
 
@@ -167,6 +167,12 @@ def _listens(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _takes_connections(path: Path) -> bool:
+    """A socket is there before anybody listens on it."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
 
 
 def _wait(condition: Callable[[], bool], what: str, directory: Path) -> None:
