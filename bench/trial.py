@@ -115,10 +115,12 @@ class Trial:
 
     def told_by_status(self) -> dict[str, dict[str, Any]]:
         """What `netrng-hostd status --json` says of each source, by name."""
-        done = run_command("status", "--json", "--config", str(self.hostd.config))
-        if done.returncode != 0:
-            raise BenchError(f"status ends with {done.returncode}: {done.stderr.strip()}")
-        return {source["name"]: source for source in json.loads(done.stdout)["sources"]}
+
+        def told() -> str:  # "" where the daemon had no time for the question
+            return run_command("status", "--json", "--config", str(self.hostd.config)).stdout
+
+        status = json.loads(self._wait_for(told, "a status"))
+        return {source["name"]: source for source in status["sources"]}
 
     def settle(self) -> None:
         """Until all that was sent has come: there must be nothing more to send."""
@@ -143,19 +145,26 @@ class Trial:
     def taken(self, streams: dict[str, bytes]) -> list[list[Part]]:
         """What each VM has got, by streams; the seeds' parts last, at position -1.
 
-        BenchError where less came than the daemon's books say.
+        BenchError where less comes than the daemon's books say.
         """
         finder = Finder(streams)
         found = []
         for vm, mark, book in zip(self.vms, self.marks, self.books):
-            body, seeds = vm.since(mark)
-            got = len(body) + sum(map(len, seeds))
-            if got < book["bytes_acked"]:
-                raise BenchError(f"{vm.name}: {got} bytes came, {book['bytes_acked']} were acknowledged")
+            body, seeds = self._got(vm, mark, book["bytes_acked"])
             parts = finder.parts(body)
             for seed in seeds:
                 parts += [part._replace(position=-1) for part in finder.parts(seed)]
             found.append(parts)
+        return found
+
+    def _got(self, vm: WatchedVM, mark: Mark, acked: int) -> tuple[bytes, list[bytes]]:
+        """What `WatchedVM.since` says once all that it acknowledged is there: QEMU may be late with it."""
+
+        def got() -> tuple[bytes, list[bytes]] | None:
+            body, seeds = vm.since(mark)
+            return (body, seeds) if len(body) + sum(map(len, seeds)) >= acked else None
+
+        found: tuple[bytes, list[bytes]] = self._wait_for(got, f"{acked} bytes in {vm.name}, as acknowledged")
         return found
 
     def unseen(self) -> int:
