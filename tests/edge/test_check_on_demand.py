@@ -98,6 +98,16 @@ def test_a_device_that_is_well(file: Callable[..., str], capsys: pytest.CaptureF
     assert said.err == "", "progress is for terminals"
 
 
+def test_one_that_gave_all_that_was_asked_for_is_not_silent(
+    file: Callable[..., str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the process stood still since."""
+    monkeypatch.setattr(Reading, "silent_s", property(lambda _: 3600.0))
+    with device(NOISE[:4096]) as path:
+        assert run(file(path), "t", PATIENT._replace(silent_s=7200.0)) == 0
+    assert capsys.readouterr().out.startswith(PASSED)
+
+
 def test_a_claim_below_8_bits(file: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
     with device(bytes(value % 16 for value in NOISE[:4096])) as path:
         assert run(file(path, "min_entropy = 4.0"), "t", PATIENT) == 0

@@ -95,9 +95,10 @@ def _test(source: SourceConfig, limits: Limits) -> int:
     trial, trouble = reading.trial, ""
     job = Job(reading.run)
     try:
-        while not job.wait(LOOK_S) and not reading.is_over(limits):
+        while not (ended := job.wait(LOOK_S)) and not reading.is_over(limits):
             _show_progress(source, reading, limits)
-        elapsed_s, silent_s = reading.elapsed_s, reading.silent_s
+        # One that has ended by itself asks for no more: since then the process may have stood still.
+        elapsed_s, silent_s = reading.elapsed_s, 0.0 if ended else reading.silent_s
     finally:
         trial.over = True
         _show_on_terminal("")
