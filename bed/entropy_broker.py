@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bed.packages import BedError, package
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 USER, PASSWORD = "netrng", "of-a-test"
 
 # What differs from Debian's file: EntropyBroker gives each user some hundred bytes per second and sleeps for

@@ -28,7 +28,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWAR
 ENVIRONMENT.pop("PYTHONUNBUFFERED", None)  # some containers set it, and then no flush at the end can fail
 
 
-def wait_for(condition: Callable[[], Any], what: str, deadline_s: float = 30.0) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, deadline_s: float = PATIENCE_S) -> Any:
     """The first true value of ``condition``; AssertionError after the deadline."""
     end = time.monotonic() + deadline_s
     while True:
@@ -39,7 +39,7 @@ def wait_for(condition: Callable[[], Any], what: str, deadline_s: float = 30.0) 
         time.sleep(0.005)
 
 
-async def until(condition: Callable[[], object], deadline_s: float = 30.0) -> None:
+async def until(condition: Callable[[], object], deadline_s: float = PATIENCE_S) -> None:
     """As `wait_for`, while the loop goes on."""
     loop = asyncio.get_running_loop()
     end = loop.time() + deadline_s
@@ -64,7 +64,7 @@ class ServiceManager:
         self.environment = {"NOTIFY_SOCKET": str(folder / "notify")}
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self.environment["NOTIFY_SOCKET"])
-        self._socket.settimeout(30)
+        self._socket.settimeout(PATIENCE_S)
 
     def wait_for(self, start: str) -> None:
         """Until a message that begins so has come; others before it are passed over."""
@@ -236,13 +236,13 @@ class Hostd:
 
     def status(self) -> dict[str, Any]:
         """Never older than the question, where the daemon would give an answer of half a second ago again."""
-        asked, end = time.time(), time.monotonic() + 30
+        asked, end = time.time(), time.monotonic() + PATIENCE_S
         while True:
             answer = self._ask()
             status: dict[str, Any] = json.loads(answer) if answer.endswith(b"\n") else {}
             if status and status["time"] >= asked:
                 return status
-            assert time.monotonic() < end, f"no status within 30 s, but: {answer[:200]!r}"
+            assert time.monotonic() < end, f"no status within {PATIENCE_S} s, but: {answer[:200]!r}"
             time.sleep(0.02)
             asked = min(asked, time.time())  # the clock may have been set back
 
@@ -250,7 +250,7 @@ class Hostd:
         """The daemon's answer; cut short, or b"", where it had no time for us."""
         answer = b""
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(30)
+            sock.settimeout(PATIENCE_S)
             sock.connect(str(self.control))
             with contextlib.suppress(ConnectionResetError, BrokenPipeError, socket.timeout):
                 sock.sendall(b'{"command": "status"}\n')
@@ -271,7 +271,7 @@ class Hostd:
     def stop(self, number: int = signal.SIGTERM) -> int:
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(PATIENCE_S)
 
     def __enter__(self) -> Hostd:
         return self

@@ -394,7 +394,7 @@ def test_a_daemon_whose_clock_or_discovery_ended_does_not_stay(tmp_path: Path) -
         [sys.executable, "-c", f"{broken}sys.exit(main.main(['run', '--config', '{hostd.config}']))"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
         env=ENVIRONMENT,
     )
     assert done.returncode == 1, "so that the service manager starts it anew"
@@ -472,7 +472,7 @@ def test_a_hostile_guest_hurts_nobody(tmp_path: Path, attack: Callable[[Guest], 
         before = len(good.taken)
         wait_for(lambda: len(good.taken) > before + 200_000, "the good guest served on")
         if rounds == 1:
-            attacker.join(30)
+            attacker.join(PATIENCE_S)
             wait_for_more(good, 100_000, "and on")
         status = hostd.status()
         assert status["ledger_ok"]
@@ -539,4 +539,4 @@ def test_the_service_manager_is_told(tmp_path: Path) -> None:
         manager.wait_for("READY=1")
         hostd.send_signal(signal.SIGTERM)
         manager.wait_for("STOPPING=1")
-        assert hostd.process is not None and hostd.process.wait(30) == 0
+        assert hostd.process is not None and hostd.process.wait(PATIENCE_S) == 0

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.edge.rig import ENVIRONMENT, ServiceManager, run_command, unread_pipe
+from tests.edge.rig import ENVIRONMENT, PATIENCE_S, ServiceManager, run_command, unread_pipe
 
 from netrng_hostd import __version__
 from netrng_hostd.main import main
@@ -110,7 +110,7 @@ def test_a_missing_library_is_one_line() -> None:
         capture_output=True,
         text=True,
         env={**os.environ, **paths},
-        timeout=30,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 1
     assert "pip install" in done.stderr
@@ -123,7 +123,12 @@ def test_a_reader_that_goes_away_is_no_error_and_a_full_disk_is_one_line(command
     with Path("/dev/full").open("wb") as full, unread_pipe() as unread:
         for stdout, code, told in ((unread, 0, ""), (full, 1, "No space left on device\n")):
             done = subprocess.run(
-                arguments, stdout=stdout, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, timeout=30
+                arguments,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=ENVIRONMENT,
+                timeout=PATIENCE_S,
             )
             assert done.returncode == code
             assert done.stderr.endswith(told) and done.stderr.count("\n") == code, done.stderr
@@ -152,7 +157,7 @@ def test_when_nobody_reads_what_it_says_the_exit_code_still_tells(
             environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered}
             done = subprocess.run(
                 [sys.executable, "-m", *command.format(config=absent_daemon).split()],
-                stdout=unread, stderr=stderr, env=environment, timeout=30,
+                stdout=unread, stderr=stderr, env=environment, timeout=PATIENCE_S,
             )  # fmt: skip
             assert done.returncode == code, (stderr.name, unbuffered)
 
@@ -163,7 +168,7 @@ def test_a_full_disk_is_nothing_to_one_that_writes_nothing_to_it(command: str, u
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [sys.executable, "-m", *command.split()],
-            stdout=full, stderr=subprocess.PIPE, text=True, timeout=30,
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S,
             env={**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered},
         )  # fmt: skip
     assert done.returncode == 2
@@ -189,7 +194,7 @@ def test_a_log_that_nobody_takes_changes_no_exit_code(command: str, absent_daemo
         try:
             manager.wait_for("READY=1")
             running.terminate()
-            assert running.wait(30) == 0
+            assert running.wait(PATIENCE_S) == 0
         finally:
             running.kill()
 
@@ -201,7 +206,9 @@ def test_a_log_that_nobody_takes_changes_no_exit_code(command: str, absent_daemo
 def test_an_argument_that_no_locale_can_show_is_a_wrong_argument(command: str, files: str) -> None:
     line = f"set -o pipefail; {sys.executable} -m {command} $'/tmp/\\xff' {files}"
     environment = {**ENVIRONMENT, "PYTHONIOENCODING": "utf-8:strict"}
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment, timeout=30)
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, env=environment, timeout=PATIENCE_S
+    )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -220,10 +227,15 @@ def test_closed_standard_files_are_no_internal_error(
     command: str, code: int, told: str, absent_daemon: Path
 ) -> None:
     line = f"exec {sys.executable} -m {command.format(config=absent_daemon)} >&-"
-    done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, timeout=30)
+    done = subprocess.run(
+        ["sh", "-c", line], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, timeout=PATIENCE_S
+    )
     assert (done.returncode, done.stderr.count("\n")) == (code, int(bool(told))), done.stderr
     assert told in done.stderr
-    assert subprocess.run(["sh", "-c", f"{line} <&- 2>&-"], env=ENVIRONMENT, timeout=30).returncode == code
+    assert (
+        subprocess.run(["sh", "-c", f"{line} <&- 2>&-"], env=ENVIRONMENT, timeout=PATIENCE_S).returncode
+        == code
+    )
 
 
 def test_no_file_opened_later_becomes_a_standard_file() -> None:
@@ -233,7 +245,7 @@ def test_no_file_opened_later_becomes_a_standard_file() -> None:
         "ends = os.pipe()\n"
         "sys.exit(min(ends) < 3 or {os.readlink(f'/proc/self/fd/{n}') for n in range(3)} != {'/dev/null'})"
     )
-    assert subprocess.run([sys.executable, "-c", text], env=ENVIRONMENT, timeout=30).returncode == 0
+    assert subprocess.run([sys.executable, "-c", text], env=ENVIRONMENT, timeout=PATIENCE_S).returncode == 0
 
 
 def test_a_missing_control_folder_is_named_with_its_key(tmp_path: Path) -> None:
