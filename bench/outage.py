@@ -27,7 +27,7 @@ from netrng_hostd.sources.pace import LAST_ALARM_RETRY_NS
 A, B = "first", "second"
 WITHIN_S = 1.0
 TOLD_S = 0.4  # before it is tried again
-ASKED_S = 30.0  # a source that is silent with the machine, or a daemon without time, is told of differently
+ASKED_S = 30.0  # on a busy machine the daemon may be late with an answer, or a good source be silent
 MANY = 5  # lines of the log about one failure
 LATE = 256  # bytes, fewer than a start-up test takes: what a read that hung brings in the end
 BACK_S = LAST_ALARM_RETRY_NS / 1e9 + 5

@@ -117,7 +117,8 @@ class Trial:
         """What `netrng-hostd status --json` says of each source, by name."""
 
         def told() -> str:  # "" where the daemon had no time for the question
-            return run_command("status", "--json", "--config", str(self.hostd.config)).stdout
+            done = run_command("status", "--json", "--config", str(self.hostd.config))
+            return "" if done.returncode else done.stdout
 
         status = json.loads(self._wait_for(told, "a status"))
         return {source["name"]: source for source in status["sources"]}
