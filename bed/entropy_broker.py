@@ -39,7 +39,7 @@ _SETTINGS = {
 
 
 def loopback() -> str:
-    """An address of this host for this process alone: no other one takes a port of it that was free."""
+    """An address of this host that no other process uses: a port that was free there stays so."""
     pid = os.getpid()  # less than 1 << 22: proc(5)
     return f"127.{64 + (pid >> 16)}.{pid >> 8 & 255}.{pid & 255}"
 

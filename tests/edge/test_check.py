@@ -62,7 +62,7 @@ pytestmark = pytest.mark.usefixtures("libvirt_events")
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine may stand still for seconds; what is to run out, its own test says."""
+    """A machine may stand still for seconds: no time runs out but where a test sets it."""
     for name in ("CONNECT_S", "UNKNOWN_S", "SHORT_S", "SILENT_S"):
         monkeypatch.setattr(egd, name, PATIENCE_S)
     monkeypatch.setattr(host, "CONTROL_S", PATIENCE_S)

@@ -97,7 +97,7 @@ def _test(source: SourceConfig, limits: Limits) -> int:
     try:
         while not (ended := job.wait(LOOK_S)) and not reading.is_over(limits):
             _show_progress(source, reading, limits)
-        # One that has ended by itself asks for no more: since then the process may have stood still.
+        # A reader that has ended waits for no byte, however long the process stood still since.
         elapsed_s, silent_s = reading.elapsed_s, 0.0 if ended else reading.silent_s
     finally:
         trial.over = True
