@@ -39,19 +39,21 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def taken(source: Source, n_bytes: int, read_size: int = 512) -> bytes:
-    """The first ``n_bytes``; a failure that says "soon" is passed over until then, as the reader does."""
+    """The first ``n_bytes``; after a failure the source is opened again until then, as the reader does."""
     data, end = bytearray(), time.monotonic() + PATIENCE_S
+    failed = ""
     with memoryview(bytearray(read_size)) as view:
         while len(data) < n_bytes:
-            assert time.monotonic() < end, f"{len(data)} bytes instead of {n_bytes}"
+            assert time.monotonic() < end, f"{len(data)} bytes instead of {n_bytes}; {failed}"
             try:
+                if failed:
+                    source.open()
+                    failed = ""
                 data.extend(view[: source.read_into(view)])
             except SourceFailure as failure:
-                if not failure.soon:
-                    raise
-                time.sleep(0.01)
+                failed = failure.detail
                 source.close()
-                source.open()
+                time.sleep(0.01)
     return bytes(data)
 
 
