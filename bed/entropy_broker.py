@@ -55,11 +55,12 @@ def running(directory: Path, feed: str = "/dev/urandom") -> Iterator[Path]:
 
     ``directory`` holds its configuration, its logs and the socket.  Raises BedError.
     """
-    broker = f"{loopback()}:{_free_port()}"
+    port = _free_port()
+    broker = f"{loopback()}:{port}"
     password, egd = directory / "password", directory / "egd.sock"
     _write_private(password, f"{USER}\n{PASSWORD}\n")
     _write_private(directory / "users", f"{USER}|{PASSWORD}|2000000000\n")
-    (directory / "broker.conf").write_text(_configuration(directory, broker.rpartition(":")[2]))
+    (directory / "broker.conf").write_text(_configuration(directory, port))
     with contextlib.ExitStack() as stack:
         stack.enter_context(
             _started(
@@ -67,11 +68,11 @@ def running(directory: Path, feed: str = "/dev/urandom") -> Iterator[Path]:
                 before=_own_var(directory),
             )
         )  # fmt: skip
-        _wait(lambda: _listens(broker), "the broker", directory)
+        _wait(lambda: _listens(socket.AF_INET, (loopback(), port)), "the broker", directory)
         common = ("-I", broker, "-X", str(password))
         stack.enter_context(_started(directory, "eb_server_stream", *common, "-d", feed))
         stack.enter_context(_started(directory, "eb_client_egd", *common, "-d", str(egd)))
-        _wait(lambda: _takes_connections(egd), "its EGD front end", directory)
+        _wait(lambda: _listens(socket.AF_UNIX, str(egd)), "its EGD front end", directory)
         yield egd
 
 
@@ -137,10 +138,14 @@ def _process(command: list[str], log_path: Path) -> Iterator[None]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _configuration(directory: Path, port: str) -> str:
+def _configuration(directory: Path, port: int) -> str:
     """Debian's file, with our settings in the place of its own."""
-    settings = {**_SETTINGS, "listen_port": port, "users": str(directory / "users")}
-    settings["listen_adapter"] = f"::FFFF:{loopback()}"
+    settings = {
+        **_SETTINGS,
+        "listen_adapter": f"::FFFF:{loopback()}",
+        "listen_port": str(port),
+        "users": str(directory / "users"),
+    }
     shipped = package("entropybroker") / "etc/entropybroker/entropy_broker.conf"
     kept = [
         line for line in shipped.read_text().splitlines() if line.partition("=")[0].strip() not in settings
@@ -160,19 +165,11 @@ def _free_port() -> int:
         return port
 
 
-def _listens(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), 1).close()
-    except OSError:
-        return False
-    return True
-
-
-def _takes_connections(path: Path) -> bool:
-    """A socket is there before anybody listens on it."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        return sock.connect_ex(str(path)) == 0
+def _listens(family: socket.AddressFamily, address: tuple[str, int] | str) -> bool:
+    """A UNIX socket is there before anybody listens on it."""
+    with socket.socket(family) as sock:
+        sock.settimeout(1)
+        return sock.connect_ex(address) == 0
 
 
 def _wait(condition: Callable[[], bool], what: str, directory: Path) -> None:

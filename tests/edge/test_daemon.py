@@ -102,7 +102,7 @@ def test_every_byte_goes_to_one_guest_once(tmp_path: Path) -> None:
             counted = sent
             return max(shares) - min(shares) < 0.03 * max(shares)
 
-        wait_for(shared, "200,000 bytes in equal shares", PATIENCE_S)
+        wait_for(shared, "200,000 bytes in equal shares")
         assert hostd.stop() == 0
         samples = given(*served)
         # A few bytes where two parts of the stream meet cannot be told.
@@ -264,20 +264,20 @@ def test_reservations_beyond_the_source_are_refused_until_there_is_room(tmp_path
 
         fits, none = ("promised", 7_500), ("refused", 0)
         # A second that a busy machine made a low one counts for ten.
-        wait_for(lambda: verdicts() == {"a": none, "b": fits, "c": fits}, "two are promised", PATIENCE_S)
+        wait_for(lambda: verdicts() == {"a": none, "b": fits, "c": fits}, "two are promised")
         wait_for(lambda: all(len(guest.taken) > 1_000 for guest in served), "each is served, by weight too")
 
         def measured() -> bool:  # on a busy machine one second's measurement may be low, not all of ten
             found = hostd.status()["sources"][0]
             return bool(abs(found["capacity"] - 20_000) < 4_000 and found["capacity_age_s"] < 60)
 
-        wait_for(measured, "about the source's rate", PATIENCE_S)
+        wait_for(measured, "about the source's rate")
         wait_for(lambda: hostd.status()["admission"]["promised"] == 15_000, "two promises")
         headroom = reserved(*names, rate=7_500, admission="headroom = 0\npolicy = 'refuse'\n")
         hostd.write(config_of(tmp_path, *names, extra=headroom.replace("7500", "5000")))
         hostd.send_signal(signal.SIGHUP)
         fits = ("promised", 5_000)
-        wait_for(lambda: verdicts() == dict.fromkeys(names, fits), "all three are promised", PATIENCE_S)
+        wait_for(lambda: verdicts() == dict.fromkeys(names, fits), "all three are promised")
         assert [len(guest.sessions) for guest in served] == [1, 1, 1]
         seeds = hostd.status()["reservoir"]["seed_stored"]
         wait_for_more(served[0], 3_000, "served on")
@@ -295,7 +295,7 @@ def test_with_policy_refuse_who_does_not_fit_is_not_served_and_shown(tmp_path: P
         Hostd(tmp_path, config_of(tmp_path, "a", "b", "c", extra=quotas)) as hostd,
     ):
         hostd.start()
-        wait_for(lambda: hostd.domain("a")["state"] == "open", "a is served", PATIENCE_S)
+        wait_for(lambda: hostd.domain("a")["state"] == "open", "a is served")
         wait_for(lambda: hostd.domain("c")["state"] == "open", "c, which reserves nothing, is served")
         refused = hostd.domain("b")
         assert (refused["state"], refused["admission"]) == ("refused", "refused")
@@ -338,7 +338,7 @@ def test_samples_shrink_while_many_ask_a_slow_source_and_grow_again(tmp_path: Pa
             status = hostd.status()
             return sent_to(status) if status["sample_size_effective"] == 128 else {}
 
-        before = wait_for(shrunk, "a fifth of a kilobyte for each", PATIENCE_S)
+        before = wait_for(shrunk, "a fifth of a kilobyte for each")
 
         def late() -> list[list[int]]:
             turns = zip(names, served)
@@ -349,7 +349,7 @@ def test_samples_shrink_while_many_ask_a_slow_source_and_grow_again(tmp_path: Pa
         assert max(map(max, late())) <= 128
         for guest in served[1:]:
             guest.ask = 0  # content with what it was granted last
-        wait_for(lambda: hostd.status()["sample_size_effective"] == 512, "one asks", 60)
+        wait_for(lambda: hostd.status()["sample_size_effective"] == 512, "one asks")
 
 
 def test_a_bad_reload_keeps_the_running_configuration_and_says_so(tmp_path: Path) -> None:

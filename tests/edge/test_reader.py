@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.edge.rig import until
+from tests.edge.rig import until, wait_for
 
 from netrng_hostd.config import SourceConfig
 from netrng_hostd.core.vetting import Vetted, Vetting
@@ -96,14 +96,6 @@ class Clock:
 
     def __call__(self) -> int:
         return self.now_ns
-
-
-def wait_for(condition: Callable[[], bool], deadline_s: float = 30.0) -> None:
-    """The same without a loop that runs."""
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, "condition not met before the deadline"
-        time.sleep(0.002)
 
 
 @contextlib.contextmanager
@@ -247,7 +239,7 @@ def test_an_alarm_is_known_before_its_delivery_arrives() -> None:
     async def scenario() -> None:
         collector = Collector()
         with reading(Script(pieces(GOOD + bytes(32))), collector) as reader:
-            wait_for(lambda: reader.alarms == 1)  # the loop stands still
+            wait_for(lambda: reader.alarms == 1, "the alarm")  # the loop stands still
             assert not collector.deliveries
             await until(lambda: any(delivery.alarm for delivery in collector.deliveries))
 
@@ -341,7 +333,7 @@ def test_a_source_that_fails_for_ever_fills_no_log(
     async def scenario() -> None:
         collector = Collector()
         with reading(Script(reads()), collector, clock=clock):
-            await until(lambda: clock.now_ns >= 3 * ALARM_MEMORY_NS, 60.0)
+            await until(lambda: clock.now_ns >= 3 * ALARM_MEMORY_NS)
 
     asyncio.run(scenario())
     first, *later = (minutes.get(minute, 0) for minute in range(180))
@@ -517,7 +509,7 @@ def test_a_delivery_that_the_loop_can_no_longer_take_is_wiped() -> None:
         collector = Collector()
         with reading(Script(pieces(GOOD)), collector, vetting=vetting):
             # No await: the loop runs nothing of what the thread hands over, and after stop() it must not.
-            wait_for(lambda: sum(map(len, vetting.released)) == len(GOOD))
+            wait_for(lambda: sum(map(len, vetting.released)) == len(GOOD), "all that is good")
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert not collector.deliveries
@@ -556,7 +548,7 @@ def test_a_delivery_to_a_closed_loop_is_wiped_and_ends_the_thread() -> None:
     reader.start()
     loop.close()
     go_on.set()
-    wait_for(lambda: not reader.alive)
+    wait_for(lambda: not reader.alive, "its end")
     assert vetting.released
     assert not any(map(any, vetting.released))
     assert not any(vetting.buffer)

@@ -127,7 +127,7 @@ def wait_for_state(hostd: Hostd, name: str, *expected: str) -> None:
         told = by_name(hostd.status())[name]
         return (told["state"], told["detail"])[: len(expected)] == expected
 
-    wait_for(shown, f"{name}: {expected}, in {hostd.log}", PATIENCE_S)
+    wait_for(shown, f"{name}: {expected}, in {hostd.log}")
 
 
 def origins(hostd: Hostd) -> Callable[[str], int]:
@@ -189,7 +189,7 @@ def test_a_rate_that_drops_to_a_tenth_is_no_failure_and_what_is_promised_follows
                 status = hostd.status()
                 return status if [d["admission"] for d in status["domains"]] == [verdict] else None
 
-            found: dict[str, Any] = wait_for(shown, f"{verdict}, in {hostd.log}", PATIENCE_S)
+            found: dict[str, Any] = wait_for(shown, f"{verdict}, in {hostd.log}")
             return found
 
         wait_until_serving(hostd, "a")

@@ -125,9 +125,9 @@ def test_a_daemon_gives_out_what_entropy_broker_and_a_fifo_give(tmp_path: Path) 
                 f'[[channel]]\nname = "vm"\npath = "{tmp_path / "vm.sock"}"\n',
             ).start()
         )
-        wait_for(lambda: len(guest.taken) > 20_000, "bytes in the guest", PATIENCE_S)
+        wait_for(lambda: len(guest.taken) > 20_000, "bytes in the guest")
         broker.close()
-        wait_for(lambda: states(hostd)["broker"] in ("absent", "error"), "its end", PATIENCE_S)
+        wait_for(lambda: states(hostd)["broker"] in ("absent", "error"), "its end")
         assert hostd.stop() == 0
     assert_vetted(bytes(guest.taken[:20_000]))
 
@@ -195,7 +195,7 @@ def stunnel(config: Path) -> Iterator[Path]:
         [program, config], stdin=subprocess.DEVNULL, stdout=log, stderr=log
     ) as process:
         try:
-            wait_for(lambda: "Configuration successful" in log_path.read_text(), "stunnel", PATIENCE_S)
+            wait_for(lambda: "Configuration successful" in log_path.read_text(), "stunnel")
             yield log_path
         finally:
             process.send_signal(signal.SIGTERM)
@@ -267,7 +267,7 @@ def test_a_server_that_is_another_is_not_believed(tunnel: tuple[Path, int], serv
 
 def assert_told(log: Path, why: str) -> None:
     """Sooner or later: the other end may know before it is written."""
-    wait_for(lambda: why in log.read_text(), f"{why!r} in {log}", PATIENCE_S)
+    wait_for(lambda: why in log.read_text(), f"{why!r} in {log}")
 
 
 def assert_nothing_comes(address: str) -> None:
@@ -281,7 +281,7 @@ def assert_nothing_comes(address: str) -> None:
                 return failure
             return None
 
-        failure = wait_for(refused, "the end of the connection", PATIENCE_S)
+        failure = wait_for(refused, "the end of the connection")
         assert failure.state == "error"
 
 
