@@ -39,7 +39,7 @@ _SETTINGS = {
 
 
 def loopback() -> str:
-    """An address of this host that no other process uses: a port that was free there stays so."""
+    """An address of this host for this process alone: a port that was free there stays so."""
     pid = os.getpid()  # less than 1 << 22: proc(5)
     return f"127.{64 + (pid >> 16)}.{pid >> 8 & 255}.{pid & 255}"
 
@@ -166,7 +166,7 @@ def _free_port() -> int:
 
 
 def _listens(family: socket.AddressFamily, address: tuple[str, int] | str) -> bool:
-    """A UNIX socket is there before anybody listens on it."""
+    """Whether it takes connections; the file of a UNIX socket is there before it does."""
     with socket.socket(family) as sock:
         sock.settimeout(1)
         return sock.connect_ex(address) == 0

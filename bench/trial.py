@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.edge.rig import run_command
+from tests.edge.rig import PATIENCE_S, run_command
 
 from bench.feeds import Feed
 from bench.finder import Finder, Part
@@ -20,7 +20,6 @@ from bench.hostd import Hostd, Say
 from bench.journal import Entry, entries
 from bench.watched import Mark, WatchedVM
 
-PATIENCE_S = 60.0
 WARM = 16_384  # bytes that each VM gets before a source is made to fail
 STALL_S = 0.5  # the least that may be configured
 SMALL = '[reservoir]\nsize = "16KiB"\nseed_reserve = "1KiB"\n'

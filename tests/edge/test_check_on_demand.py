@@ -152,8 +152,8 @@ def over_once_came(n_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     is_over = Reading.is_over
 
     def over(reading: Reading, limits: Limits) -> bool:
-        came = reading.trial.n_bytes >= n_bytes and reading.silent_s >= 1
-        return (came or reading.elapsed_s > PATIENCE_S) and is_over(reading, limits)
+        assert reading.elapsed_s < PATIENCE_S, "its silence is not noticed"
+        return reading.trial.n_bytes >= n_bytes and reading.silent_s >= 1 and is_over(reading, limits)
 
     monkeypatch.setattr(Reading, "is_over", over)
 

@@ -44,7 +44,7 @@ def serve(
 
     async def both() -> None:
         async with ControlServer(path, lambda: status, timeout_s=timeout_s):
-            await asyncio.wait_for(asyncio.to_thread(client), PATIENCE_S)
+            await asyncio.wait_for(asyncio.to_thread(client), 2 * PATIENCE_S)  # it waits as well
 
     asyncio.run(both(), debug=True)
 
@@ -257,7 +257,7 @@ class Told:
     def serve(self, path: str, client: Callable[[], object]) -> None:
         async def both() -> None:
             async with ControlServer(path, self.snapshot, timeout_s=PATIENCE_S, clock=lambda: self.now_s):
-                await asyncio.wait_for(asyncio.to_thread(client), PATIENCE_S)
+                await asyncio.wait_for(asyncio.to_thread(client), 2 * PATIENCE_S)  # it waits as well
 
         asyncio.run(both(), debug=True)
 

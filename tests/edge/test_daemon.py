@@ -81,7 +81,7 @@ def sent_to(status: dict[str, Any]) -> dict[str, int]:
 
 
 def test_every_byte_goes_to_one_guest_once(tmp_path: Path) -> None:
-    data = stream(16_000_000)  # more than is read before a guest that stood still has caught up
+    data = stream(16_000_000)  # more than is read within PATIENCE_S
     with (
         fed_fifo(tmp_path / "fifo", data, rate=150_000),  # slower than they ask: the shares are the daemon's
         guests(tmp_path, "a", "b", "c", ask=wire.MAX_WINDOW) as served,
@@ -91,7 +91,7 @@ def test_every_byte_goes_to_one_guest_once(tmp_path: Path) -> None:
         wait_for(lambda: all(guest.taken for guest in served), "all served")
         counted = sent_to(hostd.status())  # who came first had the source for itself
 
-        def shared() -> bool:  # a guest that stands still gets less meanwhile: it is counted anew then
+        def shared() -> bool:  # a guest that stands still spoils one count; the next begins anew
             nonlocal counted
             status = hostd.status()
             assert status["ledger_ok"]

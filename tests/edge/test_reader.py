@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.edge.rig import until, wait_for
+from tests.edge.rig import PATIENCE_S, until, wait_for
 
 from netrng_hostd.config import SourceConfig
 from netrng_hostd.core.vetting import Vetted, Vetting
@@ -120,7 +120,7 @@ def reading(
     try:
         yield reader
     finally:
-        assert reader.stop(30.0)
+        assert reader.stop(PATIENCE_S)
 
 
 @pytest.fixture
@@ -463,7 +463,7 @@ def test_a_mistake_without_anybody_to_tell_is_a_state() -> None:
         reader.allow(64)
         reader.start()
         await until(lambda: [state.name for state in states] == ["error"])
-        assert reader.stop(30.0)
+        assert reader.stop(PATIENCE_S)
 
     asyncio.run(scenario(), debug=True)
 
@@ -552,7 +552,7 @@ def test_a_delivery_to_a_closed_loop_is_wiped_and_ends_the_thread() -> None:
     assert vetting.released
     assert not any(map(any, vetting.released))
     assert not any(vetting.buffer)
-    assert reader.stop(30.0)
+    assert reader.stop(PATIENCE_S)
 
 
 def test_a_read_that_comes_back_after_the_stop_is_thrown_away() -> None:
@@ -752,7 +752,7 @@ def test_the_first_attempt_comes_after_the_delay(monkeypatch: pytest.MonkeyPatch
         )  # fmt: skip
         reader.start()
         await until(lambda: source.opened)
-        assert reader.stop(30.0)
+        assert reader.stop(PATIENCE_S)
         assert waits == [7]
 
     asyncio.run(scenario(), debug=True)

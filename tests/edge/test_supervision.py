@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.edge.rig import until
+from tests.edge.rig import PATIENCE_S, until
 from tests.edge.supplied import make_supply
 
 from netrng_hostd.config import SourceConfig
@@ -129,7 +129,7 @@ class Watched:
 
     def __exit__(self, *_: object) -> None:
         self.device.answers.set()
-        self.watch.stop(30.0)
+        self.watch.stop(PATIENCE_S)
         assert self.watch.reader is None or not self.watch.reader.alive
 
 
@@ -260,7 +260,7 @@ def test_at_the_end_it_is_said_what_is_left_behind(lines: Callable[[], list[str]
             await until(it.device.hung.is_set)
             it.device.hangs.clear()
             it.tick(it.clock.now_ns + STALL_NS + 1)
-            it.watch.stop(30.0)
+            it.watch.stop(PATIENCE_S)
             assert not it.reader.alive, "this one is not"
             assert lines()[-1] == "a read of /dev/hwrng does not return; it is left behind"
 

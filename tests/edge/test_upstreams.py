@@ -38,22 +38,21 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(egd, name, PATIENCE_S)
 
 
-def taken(source: Source, n_bytes: int, read_size: int = 512) -> bytes:
-    """The first ``n_bytes``; after a failure the source is opened again until then, as the reader does."""
+def taken(source: Source, n_bytes: int, read_size: int = 512, hang_ups: int = 0) -> bytes:
+    """The first ``n_bytes``; failures that say "soon", and so many others, are passed over until then."""
     data, end = bytearray(), time.monotonic() + PATIENCE_S
-    failed = ""
     with memoryview(bytearray(read_size)) as view:
         while len(data) < n_bytes:
-            assert time.monotonic() < end, f"{len(data)} bytes instead of {n_bytes}; {failed}"
+            assert time.monotonic() < end, f"{len(data)} bytes instead of {n_bytes}"
             try:
-                if failed:
-                    source.open()
-                    failed = ""
                 data.extend(view[: source.read_into(view)])
             except SourceFailure as failure:
-                failed = failure.detail
-                source.close()
+                hang_ups -= not failure.soon
+                if hang_ups < 0:
+                    raise
                 time.sleep(0.01)
+                source.close()
+                source.open()
     return bytes(data)
 
 
@@ -220,7 +219,8 @@ def test_an_egd_server_through_stunnel(tunnel: tuple[Path, int], place: str) -> 
     config = configured(CLIENT, folder, accept=accept, connect=f"{LOOPBACK}:{port}")
     where = {"path" if place == "socket" else "address": accept}
     with stunnel(config), opened(kind="egd", **where) as source:
-        assert_vetted(taken(source, 20_000))
+        # On a machine ten times slower stunnel was seen to hang up, once.
+        assert_vetted(taken(source, 20_000, hang_ups=1))
 
 
 WRONG_AUTHORITY, WRONG_NAME = "Pre-verification error", "Subject checks failed"
