@@ -15,6 +15,7 @@ import pytest
 from netrng_hostd.core.blocktest import (
     Cutoffs,
     Likelihood,
+    _power,
     block_cutoffs,
     pairs_distribution,
     rounding,
@@ -92,6 +93,17 @@ def test_three_values_give_exact_sums() -> None:
     expected = np.array([value / 8**n for value in exact] + [0] * (computed.size - len(exact)))
     assert_equal_sums(computed, expected, rounding(parts))
     assert_equal_sums(computed[::-1], expected[::-1], rounding(parts))
+
+
+@pytest.mark.parametrize("exponent", [1, 2, 3, 100, 255, 256])
+def test_powers_of_small_gaussian_integers_are_exact(exponent: int) -> None:
+    """Those of 1 + i and of 2 have few digits, however large they are: nothing is to be rounded."""
+    base = np.array([0, 1, -1, 1j, 2, 1 + 1j, 1 - 1j], np.complex128)
+    expected = np.ones_like(base)
+    for _ in range(exponent):
+        expected = expected * base
+    assert (_power(base, exponent) == expected).all()
+    assert base.tolist() == [0, 1, -1, 1j, 2, 1 + 1j, 1 - 1j]
 
 
 # --- a second way --------------------------------------------------------------------------------------

@@ -14,12 +14,15 @@ What holds noise or counts of it is overwritten before `passes` returns.
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from netrng_hostd.core.blocktest import VALUES, Cutoffs
 from netrng_hostd.core.cutoffs import BIT_WINDOW, BYTE_WINDOW
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _WORDS = BIT_WINDOW // 64
 _ONES = bytes(bin(value).count("1") for value in range(256))
