@@ -10,6 +10,7 @@ from netrng_hostd.channels.budget import (
     INBOUND_DEPTH,
     INBOUND_PER_READ,
     INBOUND_RATE,
+    PARKED,
     InboundBudget,
     LogBudget,
 )
@@ -17,8 +18,15 @@ from netrng_hostd.channels.budget import (
 S = 1_000_000_000
 
 
-def test_a_guest_that_answers_its_samples_is_never_paused() -> None:
+def later_budget() -> InboundBudget:
+    """What was parked has been read: from now on it is a bucket as any other."""
     budget = InboundBudget(0)
+    assert budget.spend(PARKED, 0) == 0
+    return budget
+
+
+def test_a_guest_that_answers_its_samples_is_never_paused() -> None:
+    budget = later_budget()
     for tick in range(100_000):
         budget.sample_sent(32)
         assert budget.spend(48, tick) == 0
@@ -33,7 +41,7 @@ def test_a_guest_that_answers_its_samples_is_never_paused() -> None:
     st.sampled_from([64, 100, 256, 4096, 65536]),
 )
 def test_nor_is_the_agent_at_any_rate_and_with_any_sink(rate: int, piece: int, window: int) -> None:
-    demand, budget, delivered = Demand(rate, max(window, piece), piece, 0), InboundBudget(0), 0
+    demand, budget, delivered = Demand(rate, max(window, piece), piece, 0), later_budget(), 0
     for now_ns in range(0, 30 * S, 1_000_000):
         asked = demand.ask(now_ns, delivered, 0, 0)
         delivered += asked
@@ -44,7 +52,7 @@ def test_nor_is_the_agent_at_any_rate_and_with_any_sink(rate: int, piece: int, w
 
 
 def test_a_guest_that_grants_byte_by_byte_is_paused() -> None:
-    budget = InboundBudget(0)
+    budget = later_budget()
     paused = 0
     for _ in range(2_000):
         budget.sample_sent(1)
@@ -53,7 +61,7 @@ def test_a_guest_that_grants_byte_by_byte_is_paused() -> None:
 
 
 def test_bytes_that_come_one_by_one_buy_no_turn_of_the_loop_each() -> None:
-    budget, now_ns, reads = InboundBudget(0), 0, 0
+    budget, now_ns, reads = later_budget(), 0, 0
     while now_ns < 100 * S:  # a byte each 66 µs is less than the rate
         now_ns += 66_000 + budget.spend(1, now_ns)
         reads += 1
@@ -61,14 +69,27 @@ def test_bytes_that_come_one_by_one_buy_no_turn_of_the_loop_each() -> None:
 
 
 def test_a_flood_is_paused_for_as_long_as_it_was_too_much() -> None:
-    budget = InboundBudget(0)
+    budget = later_budget()
     assert budget.spend(INBOUND_DEPTH, 0) == 0
     assert budget.spend(INBOUND_RATE, 0) >= S
 
 
+@example(INBOUND_PER_READ)
+@example(PARKED)
+@given(st.integers(INBOUND_PER_READ, PARKED + INBOUND_DEPTH))
+def test_what_was_parked_is_allowed_for_once_whenever_it_comes(read: int) -> None:
+    budget = InboundBudget(0)
+    assert budget.spend(read, 0) == 0
+    for _ in range(1_000):
+        budget.sample_sent(32)
+    left = max(INBOUND_DEPTH, INBOUND_DEPTH + PARKED - read)
+    assert budget.spend(left, 1_000 * S) == 0, "neither time nor samples have lowered it"
+    assert budget.spend(1, 1_000 * S) > 0, "nor raised it"
+
+
 @given(st.lists(st.tuples(st.integers(1, 4096), st.integers(0, S)), min_size=1, max_size=200))
 def test_what_is_read_stays_within_the_bucket(arrivals: list[tuple[int, int]]) -> None:
-    budget, now_ns, resumed_ns, read = InboundBudget(0), 0, 0, 0
+    budget, now_ns, resumed_ns, read = later_budget(), 0, 0, 0
     for size, gap_ns in arrivals:
         now_ns = max(now_ns + gap_ns, resumed_ns)
         read += size

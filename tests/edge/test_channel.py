@@ -7,6 +7,7 @@ import asyncio
 import errno
 import logging
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tests.edge.rig import Guest, until
 
 from netrng_guest import wire
 from netrng_hostd.channels import channel as channel_module
+from netrng_hostd.channels.budget import PARKED
 from netrng_hostd.channels.channel import HANDSHAKE_NS, Channel
 from netrng_hostd.channels.connect import ChannelUnavailable, connect_unix, listener_of
 from netrng_hostd.channels.session import HostSession
@@ -189,13 +191,64 @@ def test_a_flood_pauses_the_reading_of_that_channel(tmp_path: Path) -> None:
         task = asyncio.create_task(channel.run())
         try:
             await until(lambda: channel.state == "open")
-            flood = asyncio.create_task(asyncio.to_thread(guest.send, bytes(2_000_000)))
+            flood = asyncio.create_task(asyncio.to_thread(guest.send, bytes(PARKED + 2_000_000)))
             link = channel._link
             assert link is not None
             await until(lambda: not link.reading)
             await stop(task)  # a paused channel lets go at once
             await flood
             assert not link.reading
+        finally:
+            await stop(task)
+            guest.close()
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_an_answer_behind_all_that_xens_qemu_keeps_is_read_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stale = wire.encode(wire.Grant(b"bygone!!", 99, 50, 50)) * 10_000
+    stale += random.Random(1).randbytes(PARKED - len(stale))
+
+    async def scenario() -> None:
+        guest = Guest(tmp_path / "vm.sock", answer=False)
+        channel = make_channel(tmp_path / "vm.sock", Books())
+        task = asyncio.create_task(channel.run())
+        try:
+            await until(lambda: guest.frames)
+            probe = guest.frames[0]
+            assert isinstance(probe, wire.Probe)
+            opening = wire.encode(wire.Open(probe.session, guest.nonce, 1, 1))
+            await asyncio.to_thread(guest.send, stale + opening)
+            await until(lambda: channel.state == "open")
+        finally:
+            await stop(task)
+            guest.close()
+
+    asyncio.run(scenario(), debug=True)
+    assert "the guest sends more than it may" not in caplog.text
+
+
+def test_who_connects_anew_may_not_send_as_much_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        guest = Guest(tmp_path / "vm.sock")
+        channel = make_channel(tmp_path / "vm.sock", Books())
+        task = asyncio.create_task(channel.run())
+        try:
+            await until(lambda: channel.state == "open")
+            await asyncio.to_thread(guest.send, bytes(PARKED))
+            guest.ask = 5_000
+            await asyncio.to_thread(guest.grant)
+            await until(lambda: sum(channel.wanted) == 5_000)  # all of it has been read
+            guest.hang_up()
+            await until(lambda: len(guest.sessions) == 2 and channel.state == "open")
+            link = channel._link
+            assert link is not None
+            flood = asyncio.create_task(asyncio.to_thread(guest.send, bytes(PARKED - 100_000)))
+            await until(lambda: not link.reading)
+            await stop(task)
+            await flood
         finally:
             await stop(task)
             guest.close()
@@ -322,7 +375,15 @@ with socket.socket(socket.AF_UNIX) as listening:
 
 @pytest.mark.parametrize(
     ("name", "named"),
-    [("qemu-system-x86", False), ("kvm", False), ("libvirtd", False), ("virtqemud", False), ("nc", True)],
+    [
+        ("qemu-system-x86", False),
+        ("qemu-dm-7", False),
+        ("xen-qemu-system", False),
+        ("kvm", False),
+        ("libvirtd", False),
+        ("virtqemud", False),
+        ("nc", True),
+    ],
 )
 def test_libvirt_listens_for_a_domain_that_starts(
     name: str, named: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -408,7 +408,7 @@ def test_a_daemon_whose_clock_or_discovery_ended_does_not_stay(tmp_path: Path) -
 
 
 def hostile_garbage(guest: Guest) -> None:
-    guest.send(random.Random(1).randbytes(65_536))
+    guest.send(random.Random(1).randbytes(1_000_000))
 
 
 def hostile_huge_length(guest: Guest) -> None:

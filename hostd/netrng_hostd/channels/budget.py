@@ -7,31 +7,44 @@ INBOUND_DEPTH = 65536  # bytes
 INBOUND_RATE = 16384  # bytes per second, for whatever a guest has to say
 INBOUND_PER_READ = 64  # bytes at least: one at a time, each costs a turn of the loop
 INBOUND_PER_SAMPLE = 128  # bytes: two GRANT frames and some for each sample that it was sent
+# 1.25 MiB, once: on Xen what was written while nobody was connected comes first, and only then the agent's
+# answer, a minute later at INBOUND_RATE. QEMU keeps as much as max_capacity (hw/char/xen_console.c,
+# buffer_append(): of more, the middle is dropped), which libxl sets to 1 MiB (LIBXL_XENCONSOLE_LIMIT); with
+# what the socket holds, 1.1 MiB came.
+PARKED = 1_310_720  # bytes
 LOG_DEPTH = 20  # lines
 LOG_INTERVAL_NS = 6_000_000_000  # one more line every six seconds
 
 
 class InboundBudget:
-    """A token bucket over the bytes that a guest sends; a sample sent to it pays for its answers."""
+    """A token bucket over the bytes that a guest sends; a sample sent to it pays for its answers.
+
+    It begins with PARKED more than it is ever filled to again. There is one for each Channel, whatever its
+    connections and sessions: nothing that a guest does brings another but a full restart of its domain.
+    """
 
     def __init__(self, now_ns: int) -> None:
-        self._level = INBOUND_DEPTH
+        self._level = INBOUND_DEPTH + PARKED
         self._last_ns = now_ns
 
     def sample_sent(self, n_bytes: int) -> None:
         """Small ones pay less: a guest that grants byte by byte buys no turn of the event loop for each."""
-        self._level = min(INBOUND_DEPTH, self._level + min(INBOUND_PER_SAMPLE, 4 * n_bytes))
+        self._fill(min(INBOUND_PER_SAMPLE, 4 * n_bytes))
 
     def spend(self, count: int, now_ns: int) -> int:
         """Charges one read of ``count`` bytes; returns for how many ns to stop reading (0: go on)."""
         earned = (now_ns - self._last_ns) * INBOUND_RATE // 1_000_000_000
         if earned:
-            self._level = min(INBOUND_DEPTH, self._level + earned)
+            self._fill(earned)
             self._last_ns = now_ns
         self._level -= max(count, INBOUND_PER_READ)
         if self._level >= 0:
             return 0
         return -self._level * 1_000_000_000 // INBOUND_RATE + 250_000_000
+
+    def _fill(self, count: int) -> None:
+        """Up to INBOUND_DEPTH; what is left of PARKED stays, and stays out of it."""
+        self._level = max(self._level, min(INBOUND_DEPTH, self._level + count))
 
 
 class LogBudget:
