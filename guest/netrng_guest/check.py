@@ -5,7 +5,7 @@ import os
 import stat
 from typing import List, Optional
 
-from . import port, variants
+from . import finder, port, variants
 from .config import Settings
 from .kernel import DEVICE
 from .stdio import tell
@@ -36,7 +36,7 @@ class Findings:
         self.lines.append("wrong  {}\n       {}".format(text, how))
 
 
-def check(settings: Settings, sysfs: str = port.SYSFS, dev: str = port.DEV) -> int:
+def check(settings: Settings, sysfs: str = finder.SYSFS, dev: str = finder.DEV) -> int:
     """Prints the findings; returns 1 if anything is wrong, else 0."""
     found = Findings()
     _check_channel(found, settings.channel, sysfs, dev)
@@ -50,15 +50,13 @@ def check(settings: Settings, sysfs: str = port.SYSFS, dev: str = port.DEV) -> i
 
 
 def _check_channel(found: Findings, channel: Optional[str], sysfs: str, dev: str) -> None:
-    path = channel or port.find_port(sysfs, dev)
-    if path is None:
-        name = port.PORT_NAME
-        if not os.path.isdir(sysfs):
-            found.mend("this kernel has no virtio-serial driver loaded", "modprobe virtio_console")
-        found.mend("no channel " + name, "on the host: netrng-hostd attach DOMAIN")
+    try:
+        path = channel or finder.find_channel(sysfs, dev)
+    except finder.NoChannel as error:
+        found.mend(str(error), error.how)
         return
     if not os.path.exists(path):
-        how = "on the host: netrng-hostd attach DOMAIN" if channel else "mount -t devtmpfs none /dev"
+        how = finder.ATTACH if channel else "mount -t devtmpfs none /dev"
         found.mend("{} does not exist".format(path), how)
         return
     opened = port.Port(path)

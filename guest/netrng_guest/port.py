@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's end of the channel: find it, open it, never wait on it.
+"""The guest's end of the channel: open it, read and write it, never wait on it.
 
-A virtio-serial port (drivers/char/virtio_console.c): /sys/class/virtio-ports/vportNpM/name holds the name
-that the host gave it, and the device is /dev/vportNpM, without any help of udev.  One program may hold it
-open; to another, open() says EBUSY.  With no host connected read() returns nothing at once, poll() says
-POLLHUP for ever and write() would block: whoever loops on either, spins.  The kernel wakes the poller when
-the host connects, which an edge-triggered epoll sees once.  After a detach read() says ENODEV.
+A virtio-serial port (drivers/char/virtio_console.c): one program may hold it open; to another, open() says
+EBUSY.  With no host connected read() returns nothing at once, poll() says POLLHUP for ever and write() would
+block: whoever loops on either, spins.  The kernel wakes the poller when the host connects, which an
+edge-triggered epoll sees once.  After a detach read() says ENODEV.
 
-For tests and unusual set-ups ``--channel`` names a port, a terminal (set to raw after every open: its
-settings are lost when nobody holds it) or a listening UNIX socket.
+A terminal, as a Xen console is (drivers/tty/hvc/hvc_console.c): its settings are lost when nobody holds it,
+so it is set to raw after every open.  It never tells whether a host is connected.  write() takes what has
+room in a buffer of 256 bytes and the ring behind it; poll() says POLLOUT when there is more.
+
+For tests and unusual set-ups ``--channel`` names a port, a terminal or a listening UNIX socket.
 """
 
 import errno
@@ -17,14 +19,11 @@ import os
 import socket
 import stat
 import termios
-import tty
 from typing import Optional, Tuple, Union
 
+from .finder import DEV, SYSFS, NoChannel, find_channel
 from .wire import wipe
 
-PORT_NAME = "org.netrng.0"
-SYSFS = "/sys/class/virtio-ports"
-DEV = "/dev"
 READ_SIZE = 65536
 # A session's end must be seen together with all that came before it.  A window of 64 KiB in samples of 32
 # bytes is 2,048 frames of 64 bytes, 2 * READ_SIZE; HOLD (32 bytes) and PROBE (26) come on top.
@@ -36,22 +35,6 @@ _NOT_NOW = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
 
 class PortError(Exception):
     """The channel is not usable now; the text says why, in one line."""
-
-
-def find_port(sysfs: str = SYSFS, dev: str = DEV) -> Optional[str]:
-    """The device of the port named org.netrng.0, None if this VM has no such port."""
-    try:
-        ports = sorted(os.listdir(sysfs))
-    except OSError:
-        return None
-    for port in ports:
-        try:
-            with open(os.path.join(sysfs, port, "name"), encoding="ascii", errors="replace") as file:
-                if file.read(256).strip() == PORT_NAME:
-                    return os.path.join(dev, port)
-        except OSError:
-            continue  # detached while we looked, or a console without a name
-    return None
 
 
 class Port:
@@ -69,9 +52,10 @@ class Port:
     def open(self) -> int:
         """Finds and opens the channel; returns the descriptor.  Raises PortError."""
         self.close()
-        path = self._channel or find_port(self._sysfs, self._dev)
-        if path is None:
-            raise PortError("no channel {}; on the host: netrng-hostd attach DOMAIN".format(PORT_NAME))
+        try:
+            path = self._channel or find_channel(self._sysfs, self._dev)
+        except NoChannel as error:
+            raise PortError("{}; {}".format(error, error.how)) from None
         self.path = path
         try:
             mode = os.stat(path).st_mode
@@ -81,7 +65,7 @@ class Port:
                 self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
                 if os.isatty(self.fd):
                     _lock(self.fd)
-                    tty.setraw(self.fd, termios.TCSANOW)
+                    _set_raw(self.fd)
             else:
                 raise PortError("{}: neither a character device nor a socket".format(path))
         except (OSError, termios.error) as error:
@@ -146,6 +130,20 @@ def _lock(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise OSError(errno.EBUSY, "") from None
+
+
+def _set_raw(fd: int) -> None:
+    """Eight bits, unchanged, both ways, whatever its settings are.  Raises termios.error.
+
+    tty.setraw() leaves what others may have set: INLCR, IGNCR and IXOFF among them, before Python 3.12.  What
+    came before, changed and echoed, is still read: frames are found in any garbage, and a host that connected
+    a moment ago may have its PROBE among it.
+    """
+    settings = termios.tcgetattr(fd)
+    control = settings[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+    settings[:4] = [0, 0, control, 0]
+    settings[6][termios.VMIN], settings[6][termios.VTIME] = 1, 0
+    termios.tcsetattr(fd, termios.TCSANOW, settings)
 
 
 def _explain(error: Union[OSError, termios.error]) -> str:

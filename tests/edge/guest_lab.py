@@ -185,17 +185,24 @@ class Rig:
         self.now_ns = 1_000_000_000_000
         self.pool = pool or FakePool()
         self.loop = Loop()
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.bind(str(folder / "channel"))
-        self.listener.listen(4)
-        self.listener.settimeout(DEADLINE_S)
         self.sink = make_sink(self.loop) if make_sink else KernelSink(self.pool, rate)
-        settings = Settings(self.sink.name, str(folder / "channel"), rate, window)
+        settings = Settings(self.sink.name, self.make_channel(folder), rate, window)
         port = Port(settings.channel)
         self.agent = Agent(settings, self.loop, port, self.sink, self.pool, Log(), uevents)
         self.agent.step(self.now_ns)
         self.host = self.accept(chop=chop, max_window=max_window)
         self._stopped = False
+
+    def make_channel(self, folder: Path) -> str:
+        """The path of the guest's end."""
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(str(folder / "channel"))
+        self.listener.listen(4)
+        self.listener.settimeout(DEADLINE_S)
+        return str(folder / "channel")
+
+    def remove_channel(self) -> None:
+        self.listener.close()
 
     def accept(self, *, chop: int = 1 << 20, max_window: int = 65536) -> Host:
         link, _ = self.listener.accept()
@@ -241,7 +248,7 @@ class Rig:
     def __exit__(self, *_: object) -> None:
         self.stop()
         self.loop.close()
-        self.listener.close()
+        self.remove_channel()
         os.close(self.host.link)
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from netrng_guest import check as module
-from netrng_guest import port, variants
+from netrng_guest import port, variants, xenstore
 from netrng_guest.check import check
 from netrng_guest.config import Settings
+
+from .xenbus import Xenbus
 
 RNGD = Settings("rngd", None, 100, 4096)
 KERNEL = Settings("kernel", None, 100, 4096)
@@ -29,6 +31,7 @@ def vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "sys" / "vport1p1" / "name").write_text("org.netrng.0\n")
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev" / "vport1p1").symlink_to(os.ttyname(guest))
+    monkeypatch.setattr(xenstore, "DEVICES", ())
     monkeypatch.setattr(module, "_may_credit", lambda: True)
     monkeypatch.setattr(variants, "find_rngd", lambda: "/usr/sbin/rngd")
     monkeypatch.setattr(variants, "identify", lambda path, _: variants.Variant("rng-tools5", "5", [path], 8))
@@ -65,6 +68,22 @@ def test_no_driver(vm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, text = told(KERNEL, vm, capsys)
     assert code == 1
     assert "modprobe virtio_console" in text and "netrng-hostd attach DOMAIN" in text
+
+
+def test_a_xen_domain(vm: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (vm / "sys").rename(vm / "gone")
+    with Xenbus({"device/console/1/name": "org.netrng.0"}) as double:
+        monkeypatch.setattr(xenstore, "DEVICES", (double.device,))
+        (vm / "dev" / "hvc1").symlink_to((vm / "dev" / "vport1p1").readlink())
+        code, text = told(KERNEL, vm, capsys)
+        assert code == 0 and text.startswith(f"ok     channel {vm}/dev/hvc1\n")
+        assert "connected" not in text, "a terminal cannot tell"
+        double.tree = {"device/console/1/name": "another"}
+        code, text = told(KERNEL, vm, capsys)
+    assert code == 1
+    assert "wrong  no channel org.netrng.0\n" in text and "attach DOMAIN, then switch the domain off" in text
+    assert "contrib/xen" in text
+    assert "modprobe" not in text
 
 
 def test_no_device_node(vm: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding the channel through sysfs, and its three kinds: port, terminal, socket."""
+"""The channel's three kinds: port, terminal, socket."""
 
 from __future__ import annotations
 
 import errno
 import os
 import pty
+import select
 import socket
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from netrng_guest import port, wire
-from netrng_guest.port import BUSY, Port, PortError, find_port
+from netrng_guest.port import BUSY, Port, PortError
+
+from .rig import PATIENCE_S
 
 
 @pytest.fixture
@@ -26,35 +30,31 @@ def terminal() -> Iterator[tuple[int, str]]:
     os.close(host)
 
 
-def make_ports(folder: Path, **names: str) -> str:
-    for device, name in names.items():
-        (folder / device).mkdir()
-        (folder / device / "name").write_text(name + "\n")
-    return str(folder)
+def read_exactly(fd: int, size: int) -> bytes:
+    """What a terminal carries may come in pieces."""
+    found = b""
+    while len(found) < size:
+        found += os.read(fd, size - len(found))
+    return found
 
 
-def test_the_port_is_found_by_its_name(tmp_path: Path) -> None:
-    sysfs = make_ports(
-        tmp_path, vport0p1="org.qemu.guest_agent.0", vport0p2="org.netrng.0", vport1p1="org.netrng.01"
-    )
-    (tmp_path / "vport0p0").mkdir()  # a console has no name
-    assert find_port(sysfs, "/dev") == "/dev/vport0p2"
+@pytest.fixture
+def virtio(tmp_path: Path) -> str:
+    (tmp_path / "vport0p1").mkdir()
+    (tmp_path / "vport0p1" / "name").write_text("org.netrng.0\n")
+    return str(tmp_path)
 
 
-def test_no_such_port(tmp_path: Path) -> None:
-    assert find_port(str(tmp_path / "absent")) is None
-    sysfs = make_ports(tmp_path, vport0p1="org.netrng.00")
-    assert find_port(sysfs) is None
-    with pytest.raises(
-        PortError, match=r"^no channel org\.netrng\.0; on the host: netrng-hostd attach DOMAIN$"
-    ):
-        Port(None, sysfs).open()
+def test_no_channel_and_what_to_do(virtio: str) -> None:
+    (Path(virtio) / "vport0p1" / "name").write_text("another\n")
+    message = r"^no channel org\.netrng\.0; on the host: netrng-hostd attach DOMAIN$"
+    with pytest.raises(PortError, match=message):
+        Port(None, virtio).open()
 
 
-def test_a_device_that_sysfs_knows_and_dev_does_not(tmp_path: Path) -> None:
-    sysfs = make_ports(tmp_path, vport0p1="org.netrng.0")
+def test_a_device_that_sysfs_knows_and_dev_does_not(virtio: str, tmp_path: Path) -> None:
     with pytest.raises(PortError, match=r"vport0p1: No such file or directory$"):
-        Port(None, sysfs, str(tmp_path / "dev")).open()
+        Port(None, virtio, str(tmp_path / "dev")).open()
 
 
 def test_a_terminal_is_raw_after_every_open(terminal: tuple[int, str]) -> None:
@@ -67,8 +67,50 @@ def test_a_terminal_is_raw_after_every_open(terminal: tuple[int, str]) -> None:
         os.write(host, everything)
         assert guest.read_all()[0] == everything
         assert guest.write(everything) == 256
-        assert os.read(host, 4096) == everything, "echoed or changed on its way"
+        assert read_exactly(host, 256) == everything, "echoed or changed on its way"
         guest.close()
+
+
+@pytest.mark.parametrize("at_least", [0, 200])
+def test_a_terminal_is_raw_whatever_others_left_it_at(at_least: int, terminal: tuple[int, str]) -> None:
+    host, name = terminal
+    other = os.open(name, os.O_RDWR | os.O_NOCTTY)  # who holds it keeps its settings
+    settings = termios.tcgetattr(other)
+    settings[0] |= termios.INLCR | termios.IGNCR | termios.IXOFF | termios.ISTRIP
+    settings[3] &= ~termios.ICANON
+    settings[6][termios.VMIN], settings[6][termios.VTIME] = at_least, 0
+    termios.tcsetattr(other, termios.TCSANOW, settings)
+    guest = Port(name)
+    poll = select.poll()
+    poll.register(guest.open(), select.POLLIN)
+    assert guest.read_all() == (bytearray(), True, False), "nothing to read is no end"
+    everything = bytes(range(256))
+    for byte in everything:
+        os.write(host, bytes([byte]))
+        assert poll.poll(PATIENCE_S * 1000), "one byte wakes nobody"
+        assert guest.read_all()[0] == bytes([byte])
+    assert guest.write(everything) == 256
+    assert read_exactly(host, 256) == everything
+    guest.close()
+    os.close(other)
+
+
+def test_what_came_to_a_terminal_before_it_was_raw_is_still_read(terminal: tuple[int, str]) -> None:
+    host, name = terminal
+    other = os.open(name, os.O_RDWR | os.O_NOCTTY)
+    probe = wire.encode(wire.Probe(b"h" * 8, 1, 1))
+    os.write(host, b"\x03\x7f\x15\x16\x04" + probe)  # what a cooked terminal eats, and more
+    echo = b""
+    while not echo.endswith(probe[-1:]):
+        echo += os.read(host, 4096)
+    guest = Port(name)
+    guest.open()
+    os.write(host, b"raw")
+    data, _, _ = guest.read_all()
+    assert data.endswith(b"raw"), "what came since is changed"
+    assert b"\xc7\x4e" in data, "the PROBE was thrown away"
+    guest.close()
+    os.close(other)
 
 
 def test_a_terminal_has_one_agent(terminal: tuple[int, str]) -> None:

@@ -24,7 +24,7 @@ ATTACKER = f"""
 import os, signal, sys, time
 sys.path.insert(0, "{AGENT}")
 from netrng_guest import wire
-from netrng_guest.port import find_port
+from netrng_guest.finder import find_virtio
 
 class Next(Exception):
     pass
@@ -55,9 +55,9 @@ def attack(name, port):
         print(name, flush=True)
 
 def opened():
-    while find_port() is None:
+    while find_virtio() is None:
         time.sleep(0.1)
-    port = os.open(find_port(), os.O_RDWR)
+    port = os.open(find_virtio(), os.O_RDWR)
     os.write(port, wire.encode(wire.Knock(os.urandom(8))))
     return port
 

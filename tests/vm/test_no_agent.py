@@ -28,8 +28,8 @@ from netrng_hostd.operate.administer import command_line
 READ_PORT = f"""
 import os, select, sys
 sys.path.insert(0, "{AGENT}")
-from netrng_guest.port import find_port
-port = os.open(find_port(), os.O_RDWR | os.O_NONBLOCK)
+from netrng_guest.finder import find_virtio
+port = os.open(find_virtio(), os.O_RDWR | os.O_NONBLOCK)
 found, patience_s = b"", 10
 while select.select([port], [], [], patience_s)[0]:
     found += os.read(port, 65536)
