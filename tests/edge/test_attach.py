@@ -16,6 +16,7 @@ from bed.rundir import RunDirectory
 from tests.edge.lab import UUID_A, UUID_B, domain_xml, fake_hypervisor, paused_domain
 from tests.edge.rig import Hostd, run_command, wait_for
 
+from netrng_hostd.hypervisor import administration
 from netrng_hostd.operate.administer import Result
 from netrng_hostd.operate.attach import attach, detach, xml
 from netrng_hostd.operate.quota import quota
@@ -247,6 +248,70 @@ class TestDriversThatChangeWholeDefinitionsOnly:
             assert has_channel(domain)
             assert "gone after the next full power-off" in good(detach("a", "test:///default"))
             assert not has_channel(domain, INACTIVE)
+            domain.destroy()
+            domain.undefine()
+
+
+class TestXen:
+    """libxl's driver plugs disks, networks and host devices, and refuses channels in these words."""
+
+    @pytest.fixture(autouse=True)
+    def libxl(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        refused = libvirt.libvirtError("")
+        code, source = libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_FROM_LIBXL
+        refused.err = (code, source, "device type 'channel' cannot be attached", 2, "", None, None, -1, -1)
+
+        def refuse(_: libvirt.virDomain, xml: str, flags: int) -> int:
+            assert "type='xen'" in xml.replace('"', "'")
+            raise refused
+
+        for name in ("attachDeviceFlags", "detachDeviceFlags"):
+            monkeypatch.setattr(libvirt.virDomain, name, refuse)
+        monkeypatch.setattr(administration, "is_xen", lambda _: True)
+
+    def test_a_running_domain_has_it_after_its_power_off(self) -> None:
+        with fake_hypervisor() as hypervisor:
+            domain = hypervisor.defineXML(domain_xml("pv", UUID_A))
+            domain.create()
+            waits = "pv: active after the next full power-off (Xen cannot hot-plug channels)"
+            assert good(attach("pv", "test:///default")) == f"pv: channel added to the definition\n{waits}"
+            assert "<target type='xen' name='org.netrng.0'" in domain.XMLDesc(INACTIVE)
+            assert good(attach("pv", "test:///default")) == waits, "again: nothing was added twice"
+            assert domain.XMLDesc(INACTIVE).count("org.netrng.0") == 1
+            domain.destroy()
+            assert good(attach("pv", "test:///default")) == "pv: has the channel already"
+            domain.create()
+            assert good(detach("pv", "test:///default")) == (
+                "pv: channel removed from the definition\n"
+                "pv: gone after the next full power-off (Xen cannot hot-plug channels)"
+            )
+            domain.destroy()
+            domain.undefine()
+
+    def test_a_transient_domain_cannot_have_it(self) -> None:
+        with fake_hypervisor() as hypervisor:
+            domain = hypervisor.createXML(domain_xml("pv", UUID_A), 0)
+            assert bad(attach("pv", "test:///default")) == (
+                "pv: Xen cannot hot-plug channels; "
+                "it is transient: what creates it next time has to bring the channel along"
+            )
+            domain.destroy()
+
+    def test_what_else_goes_wrong_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(_: libvirt.virDomain, xml: str, flags: int) -> int:
+            if flags != libvirt.VIR_DOMAIN_AFFECT_LIVE:
+                return 0
+            error = libvirt.libvirtError("")
+            error.err = (libvirt.VIR_ERR_INTERNAL_ERROR, 0, "cannot acquire job", 2, "", None, None, -1, -1)
+            raise error
+
+        monkeypatch.setattr(libvirt.virDomain, "attachDeviceFlags", fail)
+        with fake_hypervisor() as hypervisor:
+            domain = hypervisor.defineXML(domain_xml("pv", UUID_A))
+            domain.create()
+            said = good(attach("pv", "test:///default"))
+            assert "cannot acquire job" in said
+            assert "hot-plug" not in said
             domain.destroy()
             domain.undefine()
 

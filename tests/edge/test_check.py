@@ -524,13 +524,30 @@ def test_a_channel_is_never_connected_to(listener: socket.socket) -> None:
         (virtio("/nonexistent/socket"), "no socket at /nonexistent/socket, where libvirt says it is"),
         (virtio("/dev/null"), "/dev/null is not a socket"),
         (virtio(None), "libvirt shows no socket for its channel"),
-        (virtio("/x", mode="connect"), "its channel has <source mode='connect'>, so nobody listens"),
+        (virtio("/x", mode="connect"), "its channel has <source mode='connect'>; netrng needs mode='bind'"),
     ],
 )
 def test_channels_that_cannot_be_reached(channel: LiveChannel, text: str) -> None:
     (line,) = domains_found(domain(channel=channel))
     assert line.startswith(f"! web-1: {text}; ")
     assert domains_found(domain(channel=channel), transport="stream") == []
+
+
+def test_the_mode_counts_and_not_who_listens(listener: socket.socket) -> None:
+    """Xen's QEMU listens in either mode."""
+    channel = LiveChannel("xen", listener.getsockname(), "connect", None)
+    assert domains_found(domain(channel=channel), uri="xen:///system") == [
+        "! web-1: its channel has <source mode='connect'>; netrng needs mode='bind'; "
+        "take <source> out of the channel's XML: netrng-hostd xml --xen shows it"
+    ]
+
+
+@pytest.mark.parametrize("uri", ["xen:///system", "xen+unix:///system", "xen+ssh://host/system"])
+def test_xen_has_no_streams(uri: str, listener: socket.socket) -> None:
+    served = domain(channel=LiveChannel("xen", listener.getsockname(), "bind", None))
+    said = f"! {uri}: Xen's driver has no streams to channels; set transport = \"socket\" in [libvirt]"
+    assert domains_found(served, transport="stream", uri=uri) == [said]
+    assert domains_found(served, uri=uri) == []
 
 
 def test_a_channel_of_another_user(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,8 +32,9 @@ from netrng_hostd.hypervisor import (
     LiveChannel,
     QuotaElement,
     UnreachableError,
+    UnsupportedError,
 )
-from netrng_hostd.hypervisor.connection import _RENEWS, Connection
+from netrng_hostd.hypervisor.connection import _RENEWS, Connection, drives_xen
 from netrng_hostd.promises import SETTLE_S
 
 URI = "test:///default"
@@ -113,6 +114,47 @@ def test_a_restart_within_one_debounce_is_vanished_then_appeared_and_never_renew
                 libvirtd.createXML(domain_xml("a", UUID_A), 0)
                 await until(lambda: len(recorder.calls) == 3)
                 assert recorder.calls == [("appeared", "a"), ("vanished", "a"), ("appeared", "a")]
+
+    asyncio.run(scenario(), debug=True)
+
+
+@pytest.mark.parametrize("late", [1, 2], ids=["the old end comes late", "the new start comes late"])
+def test_a_reboot_of_xen_is_a_new_domain_whatever_comes_first(
+    late: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its id changes in the listing at once; its STARTED comes before the STOPPED of the old id, or after."""
+    listing = [1]
+    connections: list[Connection] = []
+    looked = 0
+
+    def active(connection: Connection) -> list[tuple[str, int]]:
+        nonlocal looked
+        looked += 1
+        connections[:] = [connection]
+        return [(UUID_A, number) for number in listing]
+
+    def live_xml(_: Connection, __: str) -> str:
+        text = domain_xml("pv", UUID_A, channel_xml("/run/pv.sock").replace("virtio", "xen"))
+        return text.replace("<domain type='test'>", f"<domain type='xen' id='{listing[0]}'>")
+
+    monkeypatch.setattr(Connection, "active", active)
+    monkeypatch.setattr(Connection, "live_xml", live_xml)
+
+    async def scenario() -> None:
+        recorder = Recorder()
+        watcher = recorder.watcher(URI)
+        async with running(watcher):
+            await until(lambda: recorder.calls == [("appeared", "pv")])
+            listing[0] = 2
+            connections[0]._on_event(UUID_A, 3 - late, False, False)
+            await until(lambda: len(recorder.calls) == 3)
+            assert watcher.domains[UUID_A].id == 2
+            for number in (late, 2):  # at the second listing, all that the first had to tell is told
+                before = looked
+                connections[0]._on_event(UUID_A, number, False, False)
+                await until(lambda before=before: looked > before)  # type: ignore[misc]
+            assert UUID_A in watcher.domains
+            assert recorder.calls == [("appeared", "pv"), ("vanished", "pv"), ("appeared", "pv")]
 
     asyncio.run(scenario(), debug=True)
 
@@ -489,6 +531,26 @@ def test_only_a_change_of_our_own_metadata_is_urgent() -> None:
         finally:
             connection.close()
     assert told == [False, False, True]
+
+
+@pytest.mark.parametrize("uri", [URI, "xen:///system"])
+def test_a_driver_without_streams(uri: str) -> None:
+    """libvirt's test driver knows none, as Xen's."""
+    connection = Connection(
+        URI, read_only=False, on_event=lambda *_: None, on_close=lambda _: None, later=lambda _: None
+    )
+    with fake_hypervisor() as libvirtd:
+        libvirtd.createXML(domain_xml("a", UUID_A), 0)
+        try:
+            connection.open()
+            connection.active()
+            connection.uri = uri
+            with pytest.raises(UnsupportedError) as caught:
+                connection.open_channel(UUID_A, "org.netrng.0")
+        finally:
+            connection.close()
+    xen = "Xen's driver has no streams to channels; set transport = \"socket\" in [libvirt]"
+    assert (str(caught.value) == f"{uri}: {xen}") == drives_xen(uri)
 
 
 class Reading:

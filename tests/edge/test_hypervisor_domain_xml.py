@@ -120,6 +120,13 @@ def test_a_channel_of_xen_says_nothing_of_the_guests_end() -> None:
     assert domain.quota is None
 
 
+def test_the_host_of_xen_is_no_vm() -> None:
+    assert parse_live(XEN.replace("id='14'", "id='0'"), "xen:///system") is None
+    first = parse_live(QEMU.replace("id='3'", "id='0'"), "test:///default")
+    assert first is not None
+    assert first.id == 0, "of another hypervisor 0 is an id as any other"
+
+
 def test_the_guests_end_is_open() -> None:
     channel = parse(QEMU.replace("disconnected", "connected")).channel
     assert channel is not None

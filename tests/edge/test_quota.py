@@ -125,6 +125,20 @@ def test_a_stopped_domain_has_it_at_its_next_start(both: libvirt.virDomain) -> N
     assert attributes(both) == {"weight": "3"}
 
 
+def test_a_driver_that_changes_no_metadata(both: libvirt.virDomain, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> int:
+        raise no_support
+
+    no_support = libvirt.libvirtError("")
+    text = "this function is not supported by the connection driver: virDomainSetMetadata"
+    no_support.err = (libvirt.VIR_ERR_NO_SUPPORT, 0, text, 2, "", None, None, -1, -1)
+    monkeypatch.setattr(libvirt.virDomain, "setMetadata", unknown)
+    assert told(set_quota(weight="3"), 1) == [
+        f"{URI}: cannot set the quota in the metadata of the definition db-1: {text}; "
+        "give db-1 a [[quota]] in hostd.toml instead"
+    ]
+
+
 def test_a_saved_state_is_restored_with_its_own_quota(
     both: libvirt.virDomain, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -175,6 +175,24 @@ def test_why_a_domain_cannot_be_connected(tmp_path: Path) -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize("kind", ["virtio", "xen"])
+def test_who_says_connect_is_not_connected_to_whoever_listens(
+    tmp_path: Path, guest: Guest, kind: str
+) -> None:
+    path = str(tmp_path / "vm.sock")
+
+    async def scenario() -> None:
+        async with rosters() as (roster, _):
+            said = LiveDomain("vm", UUID, URI, 1, LiveChannel(kind, path, "connect", None))
+            roster.appeared(said, None)
+            await until(lambda: roster.entries[0].channel.state == "unreachable")
+            assert "of vm has <source mode='connect'>; netrng needs" in roster.entries[0].channel.detail
+            roster.changed(said, LiveDomain("vm", UUID, URI, 1, LiveChannel(kind, path, "bind", None)), None)
+            await until(lambda: roster.entries[0].channel.state == "open")
+
+    run(scenario)
+
+
 def test_a_stream_is_opened_where_the_configuration_says_so(tmp_path: Path, guest: Guest) -> None:
     async def scenario() -> None:
         opened: list[str] = []

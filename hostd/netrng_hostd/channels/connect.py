@@ -10,8 +10,9 @@ import struct
 import psutil
 
 SEND_BUFFER = 16384  # bytes; what a guest has not read is parked here, so it is kept small
-# QEMU, which Proxmox calls kvm; or libvirt, which listens for a domain that starts before its QEMU does.
-_HYPERVISORS = ("qemu", "kvm", "libvirtd", "virtqemud")
+# QEMU, which Proxmox calls kvm and Debian's Xen xen-qemu-system-i386; or libvirt, which listens for a domain
+# that starts before its QEMU does.
+_HYPERVISORS = ("qemu", "kvm", "xen-qemu", "libvirtd", "virtqemud")
 
 
 class ChannelUnavailable(Exception):

@@ -103,14 +103,17 @@ class Definition:
     def set_quota(self, attributes: Iterable[tuple[str, str]] | None, *, live: bool) -> None:
         """Replace what the metadata says, or remove it (None): in the running domain, or the definition."""
         where = "the running domain" if live else "the definition"
-        with translated(self.uri, f"set the quota in the metadata of {where} {self.name}"):
-            self._domain.setMetadata(
-                libvirt.VIR_DOMAIN_METADATA_ELEMENT,
-                None if attributes is None else quota_xml(attributes),
-                METADATA_PREFIX,
-                METADATA_NAMESPACE,
-                libvirt.VIR_DOMAIN_AFFECT_LIVE if live else libvirt.VIR_DOMAIN_AFFECT_CONFIG,
-            )
+        try:
+            with translated(self.uri, f"set the quota in the metadata of {where} {self.name}"):
+                self._domain.setMetadata(
+                    libvirt.VIR_DOMAIN_METADATA_ELEMENT,
+                    None if attributes is None else quota_xml(attributes),
+                    METADATA_PREFIX,
+                    METADATA_NAMESPACE,
+                    libvirt.VIR_DOMAIN_AFFECT_LIVE if live else libvirt.VIR_DOMAIN_AFFECT_CONFIG,
+                )
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{error}; give {self.name} a [[quota]] in hostd.toml instead") from error
 
     def attach_live(self, channel: str) -> None:
         with translated(self.uri, f"add the channel to the running {self.name}"):

@@ -10,18 +10,33 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Callable
+from urllib.parse import urlsplit
 
 from netrng_hostd.hypervisor import event_thread
 from netrng_hostd.hypervisor.binding import libvirt
 from netrng_hostd.hypervisor.domain_xml import METADATA_NAMESPACE
-from netrng_hostd.hypervisor.errors import HypervisorError, NoDomainError, UnreachableError, translated
+from netrng_hostd.hypervisor.errors import (
+    HypervisorError,
+    NoDomainError,
+    UnreachableError,
+    UnsupportedError,
+    translated,
+)
 from netrng_hostd.hypervisor.stream import StreamPump
 
 # A libvirtd that answers nothing for 5 s * 3 is given up, and calls that wait for it fail.
 KEEPALIVE_INTERVAL_S = 5
 KEEPALIVE_COUNT = 3
 
+# libvirt's libxl driver has no virDomainOpenChannel.
+XEN_HAS_NO_STREAMS = 'Xen\'s driver has no streams to channels; set transport = "socket" in [libvirt]'
+
 _CLOSE_REASONS = {0: "error", 1: "libvirtd closed the connection", 2: "no answer to keepalives", 3: "closed"}
+
+
+def drives_xen(uri: str) -> bool:
+    """Whether libvirt's Xen driver answers there; the transport may stand behind a plus: "xen+ssh://host/"."""
+    return urlsplit(uri).scheme.partition("+")[0] == "xen"
 
 
 class Connection:
@@ -96,11 +111,16 @@ class Connection:
         earlier = self._pumps.pop(uuid, None)
         if earlier is not None:
             earlier.close()
-        with self._asking(uuid, f"open a stream to the channel {channel_name}") as domain:
-            stream = self._conn.newStream(libvirt.VIR_STREAM_NONBLOCK)
-            domain.openChannel(channel_name, stream, 0)
-            pump = self._pumps[uuid] = StreamPump(stream, self._later)
-            return pump.start()
+        try:
+            with self._asking(uuid, f"open a stream to the channel {channel_name}") as domain:
+                stream = self._conn.newStream(libvirt.VIR_STREAM_NONBLOCK)
+                domain.openChannel(channel_name, stream, 0)
+                pump = self._pumps[uuid] = StreamPump(stream, self._later)
+                return pump.start()
+        except UnsupportedError as error:
+            if drives_xen(self.uri):
+                raise UnsupportedError(f"{self.uri}: {XEN_HAS_NO_STREAMS}") from error
+            raise
 
     @contextmanager
     def _asking(self, uuid: str, doing: str) -> Iterator[Any]:

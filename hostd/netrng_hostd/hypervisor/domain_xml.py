@@ -72,7 +72,9 @@ class LiveDomain:
 
 
 def parse_live(xml: str, uri: str, channel_name: str = DEFAULT_CHANNEL_NAME) -> LiveDomain | None:
-    """Read a live XML; None if it is of a domain that does not run.  Raises DomainXmlError."""
+    """Read a live XML; None if it is of a domain that does not run, or of Xen's Domain-0, which is this host
+    itself (libvirt lists it among the others, with the id 0).  Raises DomainXmlError.
+    """
     root = parse_domain(xml)
     domain_id = root.get("id")
     if domain_id is None:
@@ -82,6 +84,8 @@ def parse_live(xml: str, uri: str, channel_name: str = DEFAULT_CHANNEL_NAME) -> 
         uuid = str(uuid_module.UUID(root.findtext("uuid", "")))
     except ValueError as error:
         raise DomainXmlError(f"no domain id and UUID in the XML: {error}") from None
+    if number == 0 and root.get("type") == "xen":
+        return None
     name = root.findtext("name")
     if not name:
         raise DomainXmlError("no name in the domain's XML")

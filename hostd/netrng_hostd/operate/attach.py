@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Callable
 
 from netrng_hostd.hypervisor.administration import Definition
-from netrng_hostd.hypervisor.errors import DeniedError, HypervisorError, UnreachableError
+from netrng_hostd.hypervisor.errors import DeniedError, HypervisorError, UnreachableError, UnsupportedError
 from netrng_hostd.operate.administer import ANSWER_S, DEFAULT_URI, Result, administer
 
 # conf/libvirt/*.xml are these texts.
@@ -28,7 +28,12 @@ RNG_VIRTIO = """\
 </rng>
 """
 
-_POWER_OFF = "active after the next full power-off, not a guest reboot"
+_ACTIVE = "active after the next full power-off, not a guest reboot"
+_GONE = "gone after the next full power-off, not a guest reboot"
+# On Xen a reboot is a new domain, for which libvirt may take the new definition (libxlDomainShutdownThread).
+_XEN_ACTIVE = "active after the next full power-off"
+_XEN_GONE = "gone after the next full power-off"
+_XEN = "Xen cannot hot-plug channels"
 _SAVED = "active at its next full start: the next one restores a saved state"
 _TRANSIENT = "it is transient: what creates it next time has to bring the channel along"
 
@@ -62,7 +67,7 @@ def _attach(domain: Definition, lines: list[str]) -> None:
     if domain.active and not live:
         refused = _try_live(domain, lambda: domain.attach_live(channel))
         if refused:
-            lines.append(f"{domain.name}: {_POWER_OFF} ({refused})")
+            lines.append(f"{domain.name}: {_XEN_ACTIVE if domain.xen else _ACTIVE} ({refused})")
         else:
             note = "" if domain.persistent else f"; {_TRANSIENT}"
             lines.append(f"{domain.name}: channel added to the running domain, active now{note}")
@@ -86,7 +91,7 @@ def _detach(domain: Definition, lines: list[str]) -> None:
     if live:
         refused = _try_live(domain, lambda: domain.detach_live(live))
         if refused:
-            lines.append(f"{domain.name}: gone after the next full power-off, not a guest reboot ({refused})")
+            lines.append(f"{domain.name}: {_XEN_GONE if domain.xen else _GONE} ({refused})")
         else:
             lines.append(f"{domain.name}: channel removed from the running domain")
 
@@ -98,7 +103,8 @@ def _try_live(domain: Definition, change: Callable[[], None]) -> str:
     except (DeniedError, UnreachableError):
         raise
     except HypervisorError as error:
+        why = _XEN if domain.xen and isinstance(error, UnsupportedError) else str(error)
         if domain.persistent:
-            return str(error)
-        raise type(error)(f"{error}; {_TRANSIENT}") from error
+            return why
+        raise type(error)(f"{domain.name}: {why}; {_TRANSIENT}") from error
     return ""

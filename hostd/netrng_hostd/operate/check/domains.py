@@ -6,17 +6,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from netrng_hostd.config import Config, LibvirtConfig
 from netrng_hostd.core.spelling import QuotaError
-from netrng_hostd.hypervisor import HypervisorError, LiveDomain, NoDomainError
-from netrng_hostd.hypervisor.connection import Connection
+from netrng_hostd.hypervisor import HypervisorError, LiveChannel, LiveDomain, NoDomainError
+from netrng_hostd.hypervisor.connection import XEN_HAS_NO_STREAMS, Connection, drives_xen
 from netrng_hostd.hypervisor.domain_xml import DomainXmlError, parse_live
 from netrng_hostd.operate.administer import command_line
+from netrng_hostd.operate.check.dom0 import check_dom0
 from netrng_hostd.operate.check.finding import Finding, TooLate, note, problem, within
 from netrng_hostd.operate.units import printable
 
 LIBVIRT_S = 10.0
+
+class Listing(NamedTuple):
+    """What runs at a URI; ``domains`` is None where libvirt did not answer, and ``trouble`` says why."""
+
+    uri: str
+    domains: Sequence[LiveDomain] | None
+    trouble: str = ""
+
 
 ListDomains = Callable[[str], Sequence[LiveDomain]]
 
@@ -44,23 +54,43 @@ def list_domains(uri: str) -> list[LiveDomain]:
 def check_domains(
     config: Config, list_them: ListDomains = list_domains, libvirt_s: float = LIBVIRT_S
 ) -> Iterator[Finding]:
-    """Each URI and its domains, then the sockets of the configuration."""
+    """Each URI and its domains, the sockets of the configuration, then what else runs on a Xen host."""
     if not config.libvirt.uris and not config.channels:
         yield problem("nothing to serve: libvirt.uris is empty and there is no [[channel]]; set one of them")
+    listings = []
     for uri in config.libvirt.uris:
-        try:
-            domains = within(libvirt_s, lambda uri=uri: list_them(uri))  # type: ignore[misc]
-        except TooLate:
-            yield problem(f"{uri}: no answer from libvirt in {libvirt_s:g} s; look at its log, or restart it")
-        except HypervisorError as error:
-            yield problem(str(error))
-        else:
-            yield from _check_uri(uri, domains, config.libvirt)
+        listings.append(_ask(uri, list_them, libvirt_s))
+        yield from _check_uri(listings[-1], config.libvirt)
     for channel in config.channels:
         yield from _check_static(channel.name, channel.path)
+    yield from check_dom0(config, _xen_ids(listings))
 
 
-def _check_uri(uri: str, domains: Sequence[LiveDomain], libvirt: LibvirtConfig) -> Iterator[Finding]:
+def _ask(uri: str, list_them: ListDomains, libvirt_s: float) -> Listing:
+    try:
+        return Listing(uri, within(libvirt_s, lambda: list_them(uri)))
+    except TooLate:
+        trouble = f"{uri}: no answer from libvirt in {libvirt_s:g} s; look at its log, or restart it"
+    except HypervisorError as error:
+        trouble = str(error)
+    return Listing(uri, None, trouble)
+
+
+def _xen_ids(listings: Sequence[Listing]) -> frozenset[int] | None:
+    """Of the domains at Xen's URIs; None where one of these did not answer."""
+    xen = [listing.domains for listing in listings if drives_xen(listing.uri)]
+    if None in xen:
+        return None
+    return frozenset(domain.id for domains in xen for domain in domains or ())
+
+
+def _check_uri(listing: Listing, libvirt: LibvirtConfig) -> Iterator[Finding]:
+    uri, domains = listing.uri, listing.domains
+    if libvirt.transport == "stream" and drives_xen(uri):
+        yield problem(f"{uri}: {XEN_HAS_NO_STREAMS}")
+    if domains is None:
+        yield problem(listing.trouble)
+        return
     if not domains:
         yield note(f"{uri}: no domain is running")
     for domain in domains:
@@ -72,13 +102,17 @@ def _check_uri(uri: str, domains: Sequence[LiveDomain], libvirt: LibvirtConfig) 
             continue
         elif channel.mode == "connect":
             yield problem(
-                f"{name}: its channel has <source mode='connect'>, so nobody listens; "
-                "take <source> out of the channel's XML: netrng-hostd xml shows it"
+                f"{name}: its channel has <source mode='connect'>; netrng needs mode='bind'; "
+                f"take <source> out of the channel's XML: netrng-hostd xml{_for(channel)} shows it"
             )
         elif channel.path is None:
             yield problem(f"{name}: libvirt shows no socket for its channel; restart the domain")
         else:
             yield from _check_socket(name, channel.path)
+
+
+def _for(channel: LiveChannel) -> str:
+    return " --xen" if channel.kind == "xen" else ""
 
 
 def _check_metadata(name: str, domain: LiveDomain, trusted: bool) -> Iterator[Finding]:

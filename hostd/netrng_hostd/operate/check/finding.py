@@ -13,23 +13,29 @@ T = TypeVar("T")
 
 
 class Finding(NamedTuple):
-    """One line: what, where, and what to do. ``wrong``: a problem; else a note."""
+    """One line: what, where, and what to do. ``wrong``: a problem; else a note.
+
+    ``more``: lines of a file, to be pasted there.
+    """
 
     wrong: bool
     text: str
+    more: tuple[str, ...] = ()
 
 
 def problem(text: str) -> Finding:
     return Finding(True, text)
 
 
-def note(text: str) -> Finding:
-    return Finding(False, text)
+def note(text: str, *more: str) -> Finding:
+    return Finding(False, text, more)
 
 
 def show(finding: Finding) -> None:
     """Prints it."""
     tell(f"{'WRONG' if finding.wrong else 'note '}  {finding.text}")
+    for line in finding.more:
+        tell(f"       {line}")
 
 
 class TooLate(Exception):

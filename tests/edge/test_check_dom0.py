@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `netrng-hostd check` says of a Xen host's domains that libvirt does not list."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import tomli
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.edge.rig import PATIENCE_S
+from tests.edge.xenbus import Xenbus
+
+from netrng_guest import xenstore
+from netrng_hostd.config import ChannelConfig, Config, LibvirtConfig, load
+from netrng_hostd.config.sections import NAME
+from netrng_hostd.hypervisor import LiveChannel, LiveDomain, UnreachableError
+from netrng_hostd.operate.check import dom0
+from netrng_hostd.operate.check.dom0 import XenDomain, channel_name, check_dom0, toml_string
+from netrng_hostd.operate.check.domains import check_domains
+from netrng_hostd.operate.check.finding import Finding, note, show
+
+URI = "xen:///system"
+PATH = "/var/run/xen/web-1.netrng"
+NOBODY = frozenset[int]()
+BY_OTHERS = "made by xl or XAPI, libvirt does not list it"
+SEE = "see contrib/xen/domu.cfg"
+
+
+def config(*channels: ChannelConfig, uris: tuple[str, ...] = (URI,), file: str | None = None) -> Config:
+    return Config(control="/x", file=file, libvirt=LibvirtConfig(uris), channels=channels)
+
+
+def domain(number: int, name: str = "web-1") -> dict[str, str]:
+    """Its nodes, with those of its primary console, which is no channel."""
+    consoles = f"/local/domain/0/backend/console/{number}/0"
+    return {f"/local/domain/{number}/name": name, f"{consoles}/state": "4", f"{consoles}/protocol": "vt100"}
+
+
+def channel(
+    number: int, path: str = PATH, device: int = 1, connection: str = "socket", name: str = "org.netrng.0"
+) -> dict[str, str]:
+    node = f"/local/domain/0/backend/console/{number}/{device}"
+    values = {"name": name, "connection": connection, "path": path, "state": "1"}
+    return {f"{node}/{key}": value for key, value in values.items() if value}
+
+
+@contextlib.contextmanager
+def dom0_with(*nodes: dict[str, str]) -> Iterator[Xenbus]:
+    tree = {"/local/domain/0/name": "Domain-0", "/local/domain/0/backend/vbd": ""}
+    for more in nodes:
+        tree.update(more)
+    with Xenbus(tree) as xenbus, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(xenstore, "DEVICES", (xenbus.device,))
+        yield xenbus
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xenstore, "ANSWER_S", PATIENCE_S)
+
+
+@pytest.fixture(autouse=True)
+def capabilities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What xenfs says in dom0."""
+    file = tmp_path / "capabilities"
+    file.write_text("control_d\n")
+    monkeypatch.setattr(dom0, "CAPABILITIES", file)
+    return file
+
+
+def said(
+    *nodes: dict[str, str], wanted: Config | None = None, listed: frozenset[int] | None = NOBODY
+) -> list[Finding]:
+    with dom0_with(*nodes):
+        return list(check_dom0(wanted or config(), listed, PATIENCE_S))
+
+
+def told(*nodes: dict[str, str]) -> list[str]:
+    return [("! " if finding.wrong else "") + finding.text for finding in said(*nodes)]
+
+
+def lines(name: str = "web-1", path: str = PATH) -> tuple[str, str, str]:
+    return "[[channel]]", f'name = "{name}"', f'path = "{path}"'
+
+
+# Domains that libvirt does not list
+
+
+def test_the_lines_to_paste() -> None:
+    assert said(domain(5), channel(5)) == [
+        note(
+            f"web-1 (Xen domain 5): {BY_OTHERS}; to serve it, put these lines into /etc/netrng/hostd.toml:",
+            *lines(),
+        )
+    ]
+    (found,) = said(domain(5), channel(5), wanted=config(file="/a/b.toml"))
+    assert found.text.endswith(" put these lines into /a/b.toml:")
+
+
+def test_they_stand_below_their_line(capsys: pytest.CaptureFixture[str]) -> None:
+    show(note("what:", "[[channel]]", 'name = "a"'))
+    assert capsys.readouterr().out == 'note   what:\n       [[channel]]\n       name = "a"\n'
+
+
+def test_what_was_pasted_is_served_and_not_told_again(tmp_path: Path) -> None:
+    (found,) = said(domain(5, "Büro (1)"), channel(5, path='/run/a "b" \\ c'))
+    file = tmp_path / "hostd.toml"
+    file.write_text("\n".join(('control = "/x"', "[libvirt]", f'uris = ["{URI}"]', *found.more)))
+    loaded = load(str(file))
+    assert loaded.channels == (ChannelConfig("B-ro-1", '/run/a "b" \\ c'),)
+    assert said(domain(5, "Büro (1)"), channel(5, path='/run/a "b" \\ c'), wanted=loaded) == []
+
+
+def test_a_path_by_another_name_is_the_same_socket(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "var").symlink_to("run")
+    served = config(ChannelConfig("any", f"{tmp_path}/run/s"))
+    assert said(domain(5), channel(5, path=f"{tmp_path}/var/s"), wanted=served) == []
+    assert said(domain(5), channel(5, path=f"{tmp_path}/var/t"), wanted=served) != []
+
+
+def test_each_gets_a_name_of_its_own() -> None:
+    found = said(
+        domain(12), channel(12, "/b"), domain(5), channel(5, "/a"), domain(13, "db"), channel(13, "/c"),
+        wanted=config(ChannelConfig("db", "/d")),
+    )  # fmt: skip
+    assert [finding.more for finding in found] == [
+        lines("web-1", "/a"), lines("web-1-12", "/b"), lines("db-13", "/c"),
+    ]  # fmt: skip
+
+
+def test_those_that_libvirt_lists_are_not_told() -> None:
+    nodes = (domain(5), channel(5), domain(6))
+    assert said(*nodes, listed=frozenset({5, 6})) == []
+    (found,) = said(*nodes, listed=frozenset({6, 7}))
+    assert found.text.startswith("web-1 (Xen domain 5): ")
+    assert said(*nodes, listed=None) == [], "libvirt did not answer, and may list them"
+
+
+def test_without_libvirts_xen_it_is_not_said_who_made_them() -> None:
+    (found,) = said(domain(5), channel(5), wanted=config(uris=("qemu:///system",)))
+    assert found.text.startswith(
+        'web-1 (Xen domain 5): no URI in libvirt.uris lists it (that of libvirt\'s Xen is "xen:///system"); '
+    )
+    assert found.more == lines()
+
+
+def test_the_channel_is_not_connected_to(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        listener.setblocking(False)
+        assert len(said(domain(5), channel(5, str(tmp_path / "s")))) == 1
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+def test_a_domain_without_a_channel() -> None:
+    why = "it has no channel, or one that stands first in xl.cfg and is lost"
+    text = f"web-1 (Xen domain 5): {BY_OTHERS}; {why}: {SEE}"
+    assert told(domain(5)) == [text]
+    assert told(domain(5), channel(5, name="org.qemu.guest_agent.0")) == [text]
+
+
+@pytest.mark.parametrize("path", ["", "/dev/pts/7"])
+@pytest.mark.parametrize("connection", ["pty", ""])
+def test_a_channel_that_is_no_socket(connection: str, path: str) -> None:
+    assert told(domain(5), channel(5, path, connection=connection)) == [
+        f"! web-1 (Xen domain 5): {BY_OTHERS}; "
+        f"its channel is no socket: set connection=socket and a path in xl.cfg: {SEE}"
+    ]
+
+
+@pytest.mark.parametrize(("path", "shown"), [("/run/b\xfcro", "/run/b\ufffdro"), ("run/s", "run/s")])
+def test_a_path_that_cannot_stand_in_the_file(path: str, shown: str) -> None:
+    assert told(domain(5), channel(5, path)) == [
+        f"! web-1 (Xen domain 5): {BY_OTHERS}; its channel's socket is {shown}: "
+        f"set an absolute path of ASCII characters in xl.cfg: {SEE}"
+    ]
+
+
+def test_who_is_no_vm_is_left_out() -> None:
+    ended = {"/local/domain/4/vm": "/vm/x"}
+    stub = {**domain(6, "web-1-dm"), "/local/domain/6/target": "5"}
+    strange = {"/local/domain/x/name": "x"}
+    served = config(ChannelConfig("web-1", PATH))
+    assert said(ended, domain(5), channel(5), stub, strange, wanted=served) == []
+
+
+def test_a_name_that_would_command_the_terminal() -> None:
+    (found,) = said(domain(5, "evil\x1b[2J\nname"), channel(5))
+    assert found.text.isprintable()
+    assert all(line.isprintable() and line.isascii() for line in found.more)
+
+
+# Whether this is a dom0 at all
+
+
+def test_no_xen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xenstore, "DEVICES", ("/nonexistent/xenbus",))
+    monkeypatch.setattr(dom0, "read_domains", lambda: 1 // 0)
+    assert list(check_dom0(config(), NOBODY, PATIENCE_S)) == []
+
+
+def test_another_domain_than_dom0(capabilities: Path) -> None:
+    capabilities.write_text("")
+    with dom0_with(domain(5), channel(5)) as xenbus:
+        assert list(check_dom0(config(), NOBODY, PATIENCE_S)) == []
+        assert xenbus.asked == []
+
+
+def test_without_xenfs_the_backends_tell(capabilities: Path) -> None:
+    capabilities.unlink()
+    assert len(said(domain(5), channel(5))) == 1
+    tree = {node: value for node, value in domain(5).items() if "backend" not in node}
+    with Xenbus(tree) as xenbus, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(xenstore, "DEVICES", (xenbus.device,))
+        assert list(check_dom0(config(), NOBODY, PATIENCE_S)) == []
+
+
+def test_a_xenstore_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xenstore, "DEVICES", (str(tmp_path),))
+    (found,) = check_dom0(config(), NOBODY, PATIENCE_S)
+    cannot = "whether there are domains that libvirt does not list cannot be seen: "
+    assert found == note(f"{cannot}{tmp_path}: Is a directory")
+    assert list(check_dom0(config(uris=("qemu:///system",)), NOBODY, PATIENCE_S)) == []
+
+
+def test_a_xenstore_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(xenstore, "DEVICES", (str(tmp_path),))
+    monkeypatch.setattr(dom0, "read_domains", lambda: go_on.wait(PATIENCE_S) and [])
+    try:
+        (found,) = check_dom0(config(), NOBODY, 0.05)
+    finally:
+        go_on.set()
+    assert found.text.endswith("no answer from xenstore in 0.05 s; see whether xenstored runs")
+
+
+# With what libvirt lists
+
+
+def test_one_listing_serves_both() -> None:
+    asked: list[str] = []
+    live = LiveDomain("web-1", "u", URI, 5, LiveChannel("xen", "/nonexistent", "bind", None))
+
+    def ask(uri: str) -> Sequence[LiveDomain]:
+        asked.append(uri)
+        return [live] if uri == URI else [dataclasses.replace(live, uri=uri, id=6, channel=None)]
+
+    nodes = [more for number in (5, 6) for more in (domain(number), channel(number, f"/s{number}"))]
+    with dom0_with(*nodes):
+        found = list(check_domains(config(uris=(URI, "qemu:///system")), ask, PATIENCE_S))
+    assert asked == [URI, "qemu:///system"]
+    assert [finding.more for finding in found if finding.more] == [lines(path="/s6")], "QEMU's 6 is another"
+
+
+def test_a_libvirt_that_is_down_is_blamed_for_no_domain() -> None:
+    def refuse(uri: str) -> Sequence[LiveDomain]:
+        raise UnreachableError(f"{uri}: cannot connect")
+
+    with dom0_with(domain(5), channel(5)):
+        found = list(check_domains(config(), refuse, PATIENCE_S))
+    assert [finding.text for finding in found] == [f"{URI}: cannot connect"]
+
+
+# What is written into the file
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+def test_any_text_is_a_string_of_toml(text: str) -> None:
+    written = toml_string(text)
+    assert tomli.loads(f"a = {written}") == {"a": text}
+    assert written.isascii()
+    assert written.isprintable()
+
+
+@given(st.text(), st.booleans())
+def test_any_domain_has_a_name_that_the_file_may_have(name: str, taken: bool) -> None:
+    named = XenDomain(65535, name, None)
+    free = channel_name(named, set())
+    assert NAME.fullmatch(free)
+    again = channel_name(named, {free})
+    assert NAME.fullmatch(again)
+    assert again != free
