@@ -3,7 +3,7 @@ PY := .venv/bin/python
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help venv lint demo test setup-vm test-fast test-rest test-vm coverage bench bench-fairness bench-sources gallery pictures guest clean
+.PHONY: help venv lint demo test setup-vm test-fast test-rest test-vm test-xen coverage bench bench-fairness bench-sources gallery pictures guest clean
 help:            ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -24,7 +24,7 @@ guest: .venv/ready  ## dist/netrng-guest.pyz, the agent in one reproducible file
 demo: venv guest setup-vm  ## three small VMs fed from the hardware RNG, seen live (DEMO_SECONDS=20 for the impatient)
 	@scripts/demo
 
-test: setup-vm lint test-fast test-rest coverage test-vm  ## everything: linters, fast tests, 100 % branches of the core, real VMs
+test: setup-vm lint test-fast test-rest coverage test-vm test-xen  ## everything: linters, fast tests, 100 % branches of the core, real VMs, real Xen
 
 setup-vm:       # before the fast tests: some of them use strace and QEMU where they are
 	@scripts/setup vm
@@ -56,6 +56,10 @@ coverage: venv   ## each core module covered by its own test file alone, every b
 test-vm: venv guest setup-vm  ## real VMs on a private libvirt
 	@scripts/setup sudo
 	$(PYTEST) -n 2 --dist worksteal tests/vm
+
+test-xen: venv guest setup-vm  ## a real Xen: dom0, libvirt and PV domUs on an emulated computer (4.5 GB of memory)
+	@scripts/setup xen
+	@.venv/bin/python -m bed.xen
 
 bench: venv      ## is it fair? the quotas' promises on a virtual clock, a line each; half a minute
 	@PYTHONPATH=hostd:guest $(PY) -m bench.simulate

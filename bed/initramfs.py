@@ -45,7 +45,7 @@ def build(
     with target.open("wb") as out:
         archive = Archive(out)
         _skeleton(archive, busybox)
-        _modules(archive, list(module_trees))
+        add_modules(archive, module_trees, _MODULES)
         _python(archive, python)
         for name, tree in trees.items():
             for program in sorted(tree.glob("usr/*bin/*")):
@@ -103,10 +103,11 @@ def _skeleton(archive: Archive, busybox: Path) -> None:
         archive.link(f"usr/bin/{applet}", "busybox")
 
 
-def _modules(archive: Archive, trees: list[Path]) -> None:
-    """The modules and what they depend on, in an order in which insmod can load them.
+def add_modules(archive: Archive, trees: Iterable[Path], names: Iterable[str]) -> None:
+    """The modules and what they depend on, as bed/modules/*.ko, in an order in which insmod can load them.
 
-    Those that the kernel has built in, or does not have, are left out; a guest that needs one shows it.
+    `trees` are the kernel's /lib/modules/RELEASE folders.  Those that the kernel has built in, or does not
+    have, are left out; a guest that needs one shows it.
     """
     files = {
         path.name.split(".")[0].replace("-", "_"): path
@@ -126,7 +127,7 @@ def _modules(archive: Archive, trees: list[Path]) -> None:
         order.append(name)
 
     archive.folder("bed/modules")
-    for name in _MODULES:
+    for name in names:
         add(name)
 
 

@@ -2,7 +2,8 @@
 """Runs scripts in a guest over its second serial line; the other half is bed/guest/jobs.
 
 A request is repeated until its answer is here, and a guest runs it once however often it comes: so a line
-that was lost while nobody listened (a restore, a migration, a reboot of the host's end) costs half a second.
+that was lost while nobody listened (a restore, a migration, a reboot of the host's end) costs half a second,
+or up to four where that happens to a script that runs on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import hashlib
 import itertools
 import os
 import socket
@@ -18,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-_REPEAT_S = 0.5
+_REPEAT_S, _MAX_REPEAT_S = 0.5, 4.0  # the longer a script runs, the less does its repetition matter
 
 
 class Result(NamedTuple):
@@ -56,7 +58,8 @@ class Jobs:
     ) -> tuple[int, bytes] | None:
         """The job's exit code and output, None if there is none within `deadline_s`."""
         deadline = time.monotonic() + deadline_s
-        due = time.monotonic() + _REPEAT_S
+        gap = _REPEAT_S
+        due = time.monotonic() + gap
         while True:
             with self._lock:
                 self._receive()
@@ -68,7 +71,8 @@ class Jobs:
                 if repeat and now >= due:
                     self._send(job, script)
                     # A long script takes the guest's shell a while to read.
-                    due = now + _REPEAT_S + len(script) / 4000
+                    gap = min(2 * gap, _MAX_REPEAT_S)
+                    due = now + gap + len(script) / 4000
             time.sleep(0.005)
 
     def close(self) -> None:
@@ -102,7 +106,8 @@ class Jobs:
         stream = self._open()
         if stream is None:
             return
-        line = b"\nJ %s %s .\n" % (job.encode(), base64.b64encode(script.encode() or b"\n"))
+        packed = base64.b64encode(script.encode() or b"\n")
+        line = b"\nJ %s %s %s .\n" % (job.encode(), _checksum(packed), packed)
         try:
             stream.settimeout(5.0)
             stream.sendall(line)
@@ -129,8 +134,12 @@ class Jobs:
             words = line.split(b" ")
             with contextlib.suppress(ValueError, binascii.Error):
                 # Anything else is the terminal's echo from before the guest had set its line.
-                if len(words) == 4 and words[0] == b"R":
+                if len(words) == 5 and words[0] == b"R" and words[3] == _checksum(words[4]):
                     self._answers[words[1].decode()] = (
                         int(words[2]),
-                        base64.b64decode(words[3], validate=True),
+                        base64.b64decode(words[4], validate=True),
                     )
+
+
+def _checksum(packed: bytes | bytearray) -> bytes:
+    return hashlib.md5(packed + b"\n").hexdigest().encode()

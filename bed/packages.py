@@ -43,6 +43,14 @@ class Artefacts(NamedTuple):
     rngd: tuple[str, ...]  # the variants that the image holds, at /opt/VARIANT/usr/sbin/rngd
 
 
+class Linux(NamedTuple):
+    """The distribution's kernel, unpacked from its packages: the image, and /lib/modules/RELEASE folders."""
+
+    release: str
+    image: Path
+    module_trees: list[Path]
+
+
 def say(text: str) -> None:
     """A progress line."""
     print(f"bed: {text}", file=sys.stderr, flush=True)
@@ -105,22 +113,10 @@ def _key() -> str:
 
 
 def _build(cache_dir: Path, key: str) -> dict[str, str]:
-    debs = cache_dir / "debs"
-    kernel_packages = _kernel_packages()
-    trees = {name: _unpacked(debs, name) for name in (*kernel_packages, "busybox-static", *RNGD_VARIANTS)}
-    vmlinuz = [path for name in kernel_packages for path in trees[name].glob("boot/vmlinuz-*")]
-    if len(vmlinuz) != 1:
-        raise BedError(
-            f"{' and '.join(kernel_packages)} hold {len(vmlinuz)} kernels, not one; remove {cache_dir}"
-        )
-    release = vmlinuz[0].name[len("vmlinuz-") :]
+    linux = _linux(cache_dir / "debs")
+    release = linux.release
+    trees = {name: _unpacked(cache_dir / "debs", name) for name in ("busybox-static", *RNGD_VARIANTS)}
     say(f"building the guest's image for Linux {release}")
-    module_trees = [
-        folder
-        for name in kernel_packages
-        for folder in (trees[name] / "lib/modules" / release, trees[name] / "usr/lib/modules" / release)
-        if folder.is_dir()
-    ]
     image = cache_dir / f"initramfs-{release}-{key}.cpio"
     scratch = image.with_suffix(".new")
     busybox = next(
@@ -131,14 +127,14 @@ def _build(cache_dir: Path, key: str) -> dict[str, str]:
     initramfs.build(
         scratch,
         busybox=busybox,
-        module_trees=module_trees,
+        module_trees=linux.module_trees,
         python=PYTHON,
         trees={name: trees[name] for name in RNGD_VARIANTS},
     )
     scratch.replace(image)
     kernel = cache_dir / f"kernel-{release}"
     scratch = cache_dir / "kernel.new"
-    scratch.write_bytes(unpacked(vmlinuz[0].read_bytes()))
+    scratch.write_bytes(unpacked(linux.image.read_bytes()))
     scratch.replace(kernel)
     for old in (*cache_dir.glob("initramfs-*"), *cache_dir.glob("kernel-*")):
         if old not in (image, kernel):
@@ -154,6 +150,23 @@ def _build(cache_dir: Path, key: str) -> dict[str, str]:
     scratch.write_text(json.dumps(found, indent=1))
     scratch.replace(cache_dir / "index.json")
     return found
+
+
+def linux(cache_dir: Path = DEFAULT_CACHE) -> Linux:
+    """The kernel that the guests' is made of.  Raises BedError."""
+    with _locked(cache_dir / "lock"):
+        return _linux(cache_dir / "debs")
+
+
+def _linux(debs: Path) -> Linux:
+    names = _kernel_packages()
+    trees = [_unpacked(debs, name) for name in names]
+    images = [path for tree in trees for path in tree.glob("boot/vmlinuz-*")]
+    if len(images) != 1:
+        raise BedError(f"{' and '.join(names)} hold {len(images)} kernels, not one; remove {debs}")
+    release = images[0].name[len("vmlinuz-") :]
+    folders = [tree / root / release for tree in trees for root in ("lib/modules", "usr/lib/modules")]
+    return Linux(release, images[0], [folder for folder in folders if folder.is_dir()])
 
 
 def _kernel_packages() -> list[str]:

@@ -3,69 +3,28 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import copy
-import shlex
 import shutil
 import socket
-import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Callable, TypeVar
 
 import libvirt
 
 from bed import initramfs
-from bed.domain_xml import CHANNEL, CHANNEL_XML, Files, Hardware, channel_socket, domain_xml
-from bed.jobs import Jobs, Result
+from bed.domain_xml import Files, Hardware, channel_socket, domain_xml
+from bed.inside import PATIENCE, Inside
+from bed.jobs import Jobs
 from bed.libvirtd import PrivateLibvirtd
 from bed.packages import Artefacts, BedError
 
-__all__ = ["CHANNEL", "CHANNEL_XML", "VM", "BedTimeout", "Job"]
-
 BOOT_S = 90.0
-PATIENCE = 3  # deadlines are for a machine at rest; a busy one takes its time, and nobody loses by waiting
 SETTLE_S = 30.0
-_T = TypeVar("_T")
 
 
-class BedTimeout(BedError):
-    """What was waited for did not come; the text ends with the guest's console."""
-
-
-class Job:
-    """A script that runs in a guest."""
-
-    def __init__(self, vm: VM, script: str) -> None:
-        self._vm = vm
-        self._script = script
-        self._name = vm.jobs.submit(script)
-        self._result: Result | None = None
-
-    def result(self, deadline_s: float = 30.0) -> Result:
-        """Waits for its end.  BedTimeout after `deadline_s` of a machine at rest; the job goes on then."""
-        if self._result is None:
-            answer = self._vm.jobs.answer(self._name, self._script, PATIENCE * deadline_s)
-            if answer is None:
-                what = self._script.strip()[:500]
-                raise BedTimeout(
-                    f"{self._vm.name}: no answer within {deadline_s:.0f} s from: {what}\n{self._vm.tail()}"
-                )
-            self._result = Result(answer[0], answer[1].decode(errors="backslashreplace"))
-        return self._result
-
-    def output(self) -> str:
-        """What it has written so far."""
-        return self._vm.run(f"cat /run/jobs/{self._name}.out").out
-
-    def kill(self, signal: str = "TERM") -> None:
-        """Sends a signal to everything that it started (its process group)."""
-        self._vm.run(f"kill -{signal} -$(cat /run/jobs/{self._name}.pid)")
-
-
-class VM:
+class VM(Inside):
     """One guest; a context manager that boots it and, at the end, destroys it."""
 
     def __init__(
@@ -101,10 +60,9 @@ class VM:
         """
         if rngd is not None and rngd not in artefacts.rngd:
             raise BedError(f"there is no {rngd}: choose {' or '.join(artefacts.rngd)}")
+        super().__init__(name)
         self.host = host
-        self.name = name
         self.uuid = str(uuid.uuid4())
-        self.jobs = Jobs(self._line)
         self._artefacts = artefacts
         self._persistent = persistent
         self._files = dict(files or {})
@@ -184,7 +142,7 @@ class VM:
     def restore_twin(self, path: Path, host: PrivateLibvirtd) -> VM:
         """A second guest from the same saved state, with the same UUID, on another libvirtd: a clone."""
         twin = copy.copy(self)
-        twin.jobs = Jobs(twin._line)
+        twin.jobs = Jobs(twin.line)
         twin.restore(path, host)
         return twin
 
@@ -216,68 +174,15 @@ class VM:
                 step(self.domain)
         self._image.unlink(missing_ok=True)
 
-    # Its inside
-
-    def run(self, script: str, deadline_s: float = 30.0) -> Result:
-        """Runs a shell script in the guest as root: its exit code and output.
-
-        BedTimeout, with the console's end, when there is no answer within `deadline_s`.  A script that
-        resets the guest has no answer and would be run again after the boot: use `reset`, or `spawn` it.
-        """
-        return self.spawn(script).result(deadline_s)
-
-    def check(self, script: str, deadline_s: float = 30.0) -> str:
-        """As `run`, but only the output; BedError when the exit code is not 0."""
-        result = self.run(script, deadline_s)
-        if result.rc != 0:
-            raise BedError(f"{self.name}: exit code {result.rc} from: {script}\n{result.out}")
-        return result.out
-
-    def spawn(self, script: str) -> Job:
-        """Starts a shell script in the guest and returns at once."""
-        return Job(self, script)
-
-    def fetch(self, path: str, deadline_s: float = 60.0) -> bytes:
-        """The content of a file in the guest (about 400 kB/s)."""
-        return base64.b64decode(self.check(f"base64 {shlex.quote(path)}", deadline_s))
-
-    def put(self, path: str, content: bytes) -> None:
-        """Writes a file in the guest, executable (about 10 kB/s; `files` of the constructor cost nothing)."""
-        name = shlex.quote(path)
-        self.check(f"rm -f {name}; : >{name}; chmod 755 {name}")
-        for start in range(0, len(content), 8192):
-            piece = base64.b64encode(content[start : start + 8192]).decode()
-            self.check(f"echo {piece} | base64 -d >>{name}")
-
-    def wait_for(self, predicate: Callable[[], _T], deadline_s: float, what: str) -> _T:
-        """Polls until `predicate()` is true and returns that; BedTimeout names `what`, shows the console."""
-        deadline = time.monotonic() + PATIENCE * deadline_s
-        while True:
-            unanswered: BedTimeout | None = None
-            try:
-                if value := predicate():
-                    return value
-            except BedTimeout as error:  # a guest that has no time for one question may have it for the next
-                unanswered = error
-            if time.monotonic() > deadline:
-                text = f"{self.name}: waited {deadline_s:.0f} s in vain for {what}\n{self.tail()}"
-                raise BedTimeout(text) from unanswered
-            time.sleep(0.1)
-
     # What can be seen of it from the host
+
+    def line(self) -> Path | None:
+        path = self._line_on(self.host)
+        return path if path.exists() else None
 
     @property
     def console(self) -> Path:
-        """The file that its console writes to."""
         return self._console_on(self.host)
-
-    def tail(self, lines: int = 25) -> str:
-        """The end of its console."""
-        try:
-            text = self.console.read_text(errors="replace")
-        except OSError as error:
-            text = f"(no console: {error})"
-        return "\n".join(f"  {self.name}| {line}" for line in text.splitlines()[-lines:])
 
     def channel_socket(self) -> Path | None:
         """The socket of org.netrng.0 on the host, from the live XML; None without one."""
@@ -289,9 +194,6 @@ class VM:
     def _line_on(self, host: PrivateLibvirtd) -> Path:
         return host.folder / f"{self.name}.jobs"
 
-    def _line(self) -> Path | None:
-        path = self._line_on(self.host)
-        return path if path.exists() else None
 
     def _settle_line(self) -> None:
         """Waits until the guest sends no answer, not even one for the second time because it was slow.

@@ -264,9 +264,19 @@ class Hostd:
         unknown.update(bytes_acked=0, bytes_lost=0, agent=None)
         return next((d for d in self.status()["domains"] if d["name"] == name), unknown)
 
+    def reload(self) -> None:
+        """Reads its file again."""
+        self.send_signal(signal.SIGHUP)
+
     def send_signal(self, number: int) -> None:
         assert self.process is not None
         self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """As a crash would."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         assert self.process is not None

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bed.inside import Inside
 from bed.libvirtd import PrivateLibvirtd
 from bed.vm import VM
 from tests.edge.rig import Hostd, wait_for
@@ -36,7 +37,7 @@ _READ, _CREDIT, _RESEED = range(3)
 _EXCERPT = f"""
 import glob, re, struct
 call = re.compile(
-    r'readv\\(\\d+</dev/vport[^>]*>, \\[{{iov_base="((?:\\\\x[0-9a-f]{{2}})+)"'
+    r'readv\\(\\d+</dev/(?:vport|hvc)[^>]*>, \\[{{iov_base="((?:\\\\x[0-9a-f]{{2}})+)"'
     r'|RNDADDENTROPY, {{entropy_count=(\\d+), buf_size=\\d+, buf="((?:\\\\x[0-9a-f]{{2}})+)"'
     r'|RNDRESEEDCRNG'
 )
@@ -101,7 +102,7 @@ class Diary:
         return self.sessions[-1]
 
 
-def diary(vm: VM) -> Diary:
+def diary(vm: Inside) -> Diary:
     """All that happened in ``vm`` so far; in a restored guest that begins before it was saved."""
     if vm.run("test -e /run/diary.py").rc != 0:
         vm.put("/run/diary.py", _EXCERPT.encode())

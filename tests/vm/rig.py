@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bed.inside import Inside, Job
 from bed.libvirtd import PrivateLibvirtd
 from bed.packages import ROOT
-from bed.vm import VM, Job
+from bed.vm import VM
 from tests.edge.rig import Hostd
 
 from netrng_guest import wire
@@ -34,12 +35,12 @@ _PATIENT = (
 
 # Whole buffers in hexadecimal (-x -s), with the path behind each descriptor (-y), a file for each process
 # (-ff), so that no line is cut in two by another: only for tests, whose source is no secret.
-_STRACE = f"strace -ff -qq -y -x -s 70000 -e trace=readv,ioctl -o {TRACE}"
+STRACE = f"strace -ff -qq -y -x -s 70000 -e trace=readv,ioctl -o {TRACE}"
 _PAID = re.compile(r"RNDADDENTROPY, \{entropy_count=(\d+)")
 # Run in the guest: the serial line is slow, so only the bytes that were read cross it.
 _BYTES_READ = f"""
 import glob, re
-read = re.compile(r'readv\\(\\d+</dev/vport[^>]*>, \\[{{iov_base="((?:\\\\x[0-9a-f]{{2}})+)"')
+read = re.compile(r'readv\\(\\d+</dev/(?:vport|hvc)[^>]*>, \\[{{iov_base="((?:\\\\x[0-9a-f]{{2}})+)"')
 with open("/run/bytes-read", "wb") as out:
     for name in sorted(glob.glob("{TRACE}.*"), key=lambda name: int(name.rsplit(".", 1)[1])):
         with open(name, encoding="ascii", errors="replace") as trace:
@@ -79,19 +80,19 @@ def boot_with_agent(
 
     ``patient``: it lets an rngd be that takes nothing.
     """
-    run = f"{_STRACE} " if trace else ""
+    run = f"{STRACE} " if trace else ""
     program = f"-c {shlex.quote(_PATIENT)}" if patient else AGENT
     main = f"exec {run}python3 -I -S {program} run {arguments}"
     return boot_vm(name, files={AGENT: PYZ}, main=main, **options)
 
 
-def start_agent(vm: VM, arguments: str = "", trace: bool = True) -> Job:
+def start_agent(vm: Inside, arguments: str = "", trace: bool = True) -> Job:
     """Starts one by hand, in a guest that has the file."""
-    run = f"{_STRACE} " if trace else ""
+    run = f"{STRACE} " if trace else ""
     return vm.spawn(f"exec {run}python3 -I -S {AGENT} run {arguments}")
 
 
-def evidence(vm: VM) -> Evidence:
+def evidence(vm: Inside) -> Evidence:
     """What the agent in ``vm`` has been given so far, from the trace of its reads."""
     vm.put("/run/bytes-read.py", _BYTES_READ.encode())
     vm.check("python3 -I -S /run/bytes-read.py", 60)
@@ -110,25 +111,25 @@ def evidence_of(vms: Sequence[VM]) -> list[Evidence]:
         return list(pool.map(evidence, vms))
 
 
-def credits(vm: VM) -> int:
+def credits(vm: Inside) -> int:
     """How often the guest's kernel has been credited so far."""
     return int(vm.check(f"cat {TRACE}.* | grep -c 'RNDADDENTROPY, ' || true").split()[0])
 
 
-def wait_for_credits(vm: VM, above: int, deadline_s: float = 60) -> int:
+def wait_for_credits(vm: Inside, above: int, deadline_s: float = 60) -> int:
     """Waits until the guest's kernel was credited more often than that; says how often."""
     vm.wait_for(lambda: credits(vm) > above, deadline_s, f"more than {above} credits")
     return credits(vm)
 
 
-def wait_for_acked(hostd: Hostd, vm: VM, at_least: int, deadline_s: float = 60) -> int:
+def wait_for_acked(hostd: Hostd, vm: Inside, at_least: int, deadline_s: float = 60) -> int:
     """Waits until the daemon has so many bytes acknowledged by the guest; says how many."""
     what = f"{at_least} bytes acknowledged by {vm.name}"
     vm.wait_for(lambda: hostd.domain(vm.name)["bytes_acked"] >= at_least, deadline_s, what)
     return int(hostd.domain(vm.name)["bytes_acked"])
 
 
-def wait_for_state(hostd: Hostd, vm: VM, state: str, deadline_s: float = 60) -> dict[str, Any]:
+def wait_for_state(hostd: Hostd, vm: Inside, state: str, deadline_s: float = 60) -> dict[str, Any]:
     """Waits until the daemon shows ``vm`` in that state; its status then.  "": it shows no such domain."""
 
     def seen() -> dict[str, Any] | None:
@@ -138,7 +139,7 @@ def wait_for_state(hostd: Hostd, vm: VM, state: str, deadline_s: float = 60) -> 
     return vm.wait_for(seen, deadline_s, f"the state {state!r} in {hostd.log_path}") or {}
 
 
-def wait_for_ok(hostd: Hostd, vm: VM) -> None:
+def wait_for_ok(hostd: Hostd, vm: Inside) -> None:
     """Waits until the agent has told that its sink took what came."""
     vm.wait_for(lambda: (hostd.domain(vm.name)["agent"] or {}).get("sink_state") == "ok", 30, "its sink")
 

@@ -13,10 +13,12 @@ from pathlib import Path
 import libvirt
 import pytest
 from bed import kvm, rundir
+from bed.domain_xml import CHANNEL_XML
+from bed.inside import BedTimeout
 from bed.libvirtd import PrivateLibvirtd
 from bed.packages import Artefacts, BedError
 from bed.rundir import RunDirectory
-from bed.vm import BOOT_S, CHANNEL_XML, VM, BedTimeout
+from bed.vm import BOOT_S, VM
 from tests.edge.rig import wait_for
 
 BootVM = Callable[..., VM]

@@ -9,8 +9,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import libvirt
+from bed.inside import BedTimeout
 from bed.libvirtd import PrivateLibvirtd
-from bed.vm import VM, BedTimeout
+from bed.vm import VM
 from tests.edge.rig import fed_fifo
 from tests.streams import stream
 from tests.vm.rig import AGENT, PYZ, BootVM, make_hostd, wait_for_acked

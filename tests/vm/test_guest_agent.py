@@ -14,7 +14,8 @@ from pathlib import Path
 
 import libvirt
 import pytest
-from bed.vm import CHANNEL_XML, VM
+from bed.domain_xml import CHANNEL_XML
+from bed.vm import VM
 from tests.edge.guest_lab import Host
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests that run in a dom0: bed/xen boots one for them (`make test-xen`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import libvirt
+import pytest
+from tests.xen.story import Story
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # libvirt prints every error on stderr unless told otherwise; we raise them.
+    libvirt.registerErrorHandler(lambda *_: None, None)
+
+
+@pytest.fixture(scope="session")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    """A daemon and three domUs, for all tests: each boot of one takes an emulated computer half a minute."""
+    with Story(tmp_path_factory.mktemp("story")) as made:
+        yield made
