@@ -17,6 +17,7 @@ from netrng_hostd.operate.control import GROUP
 CONF = Path(__file__).parents[2] / "conf"
 UNITS = sorted((CONF / "systemd").glob("*.service"))
 HOSTD = CONF / "systemd" / "netrng-hostd.service"
+DOM0 = CONF.parent / "contrib/xen/netrng-hostd-dom0.conf"
 EXPOSURE_MAX = 2.0
 
 needs_systemd = pytest.mark.skipif(
@@ -71,6 +72,35 @@ def test_a_port_of_this_host_costs_little(tmp_path: Path) -> None:
     assert (found["IPAddressDeny"], found["IPAddressAllow"]) == (["any"], ["localhost"])
     test_exposure(unit)
     test_systemd_knows_every_setting(unit)
+
+
+@needs_systemd
+def test_dom0s_drop_in_is_one_of_hostds_unit(tmp_path: Path) -> None:
+    unit = tmp_path / HOSTD.name
+    unit.write_text(HOSTD.read_text(encoding="utf-8"))
+    drop_in = tmp_path / f"{HOSTD.name}.d" / "xen.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(DOM0.read_text(encoding="utf-8"))
+    test_systemd_knows_every_setting(unit)
+    drop_in.write_text(DOM0.read_text(encoding="utf-8").replace("After=", "Afterwards="))
+    with pytest.raises(AssertionError, match=r"xen\.conf.*Afterwards"):  # so it was looked at
+        test_systemd_knows_every_setting(unit)
+
+
+def test_dom0s_drop_in_changes_the_order_alone() -> None:
+    assert set(settings(DOM0)) == {"After"}
+    (before,) = settings(HOSTD)["After"]
+    (after,) = settings(DOM0)["After"]
+    assert {"xen.service", "xenstored.service", "xenconsoled.service"} <= set(after.split())
+    assert not set(after.split()) & set(before.split()), "the two add up"
+    told = re.search(r"/etc/systemd/system/(\S+)/xen\.conf", DOM0.read_text(encoding="utf-8"))
+    assert told is not None
+    assert told[1] == f"{HOSTD.name}.d"
+
+
+def test_the_agent_may_open_what_a_channel_is_under_kvm_and_under_xen() -> None:
+    allowed = settings(CONF / "systemd/netrng-guest.service")["DeviceAllow"]
+    assert {"char-virtio-portsdev rw", "char-hvc rw", "/dev/xen/xenbus rw"} <= set(allowed)
 
 
 def test_hostd_is_root_with_one_capability() -> None:
