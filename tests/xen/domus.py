@@ -61,8 +61,8 @@ class Domus(NamedTuple):
 def domus(dom0: Dom0) -> Domus:
     """They run already, unless this is the program that starts them."""
     return Domus(
-        LibvirtDomU(dom0, "first", (JOBS, NETRNG)),
-        LibvirtDomU(dom0, "second", (NETRNG, JOBS)),
+        LibvirtDomU(dom0, "first", (NETRNG, JOBS)),
+        LibvirtDomU(dom0, "second", (JOBS, NETRNG)),  # as `attach` leaves them: it adds at the end
         XlDomU("third"),
     )
 

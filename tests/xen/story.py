@@ -19,7 +19,7 @@ from tests.vm.diary import Diary, diary
 from tests.vm.rig import SMALL
 from tests.xen.domus import domus
 
-PATIENCE_S = 240.0
+PATIENCE_S = 180.0
 RESULTS = Path("/run/results")
 SOURCE = 3000  # bytes per second; an emulated computer has to keep up
 LIMIT = 500  # of the second domU

@@ -31,7 +31,7 @@ def test_libvirts_domains_are_found_and_served(story: Story) -> None:
 
 
 def test_the_agent_asks_xenstore_which_console_it_is(story: Story) -> None:
-    assert (story.first.device(), story.second.device()) == ("/dev/hvc2", "/dev/hvc1")
+    assert (story.first.device(), story.second.device()) == ("/dev/hvc1", "/dev/hvc2")
     for domu in (story.first, story.second):
         assert f"opened {domu.device()}" in domu.check("cat /run/main.out")
 
