@@ -70,6 +70,8 @@ class Story:
         try:
             self._ends.enter_context(fed_fifo(self._folder / "fifo", self.data, rate=SOURCE))
             self._ends.enter_context(self.hostd)
+            for domu in (self.first, self.second, self.third):
+                self._ends.callback(domu.jobs.close)
             self.start_hostd()
         except BaseException:
             self.bring_out()
