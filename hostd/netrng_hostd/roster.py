@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from netrng_hostd.channels.budget import PARKED
 from netrng_hostd.channels.channel import Channel
 from netrng_hostd.channels.connect import ChannelUnavailable, connect_unix
 from netrng_hostd.channels.session import HostSession
@@ -237,7 +238,9 @@ class Roster:
         name, uuid = candidate.name, candidate.uuid
         session = HostSession(lambda: os.urandom(8))
         where = candidate.path or f"{candidate.uri} {name}"
-        channel = Channel(name, where, candidate.connect, session, self._dispatcher)
+        # Of a virtio-serial port QEMU reads nothing while nobody is connected; a static one may be Xen's.
+        parked = 0 if candidate.kind == "virtio" else PARKED
+        channel = Channel(name, where, candidate.connect, session, self._dispatcher, parked)
         self._dispatcher.add(uuid, channel, self.holding(candidate).in_force)
         task = asyncio.get_running_loop().create_task(channel.run(), name=f"channel {name}")
         task.add_done_callback(lambda done: self._ended(name, channel, done))

@@ -103,3 +103,9 @@ def test_log_lines_are_bounded_and_the_next_says_how_many_are_missing() -> None:
     assert [budget.admit(6 * S - 1) for _ in range(7)] == [None] * 7
     assert budget.admit(6 * S) == 7
     assert budget.admit(6 * S + 1) is None
+
+
+def test_where_nothing_can_be_parked_it_is_full_and_no_more() -> None:
+    budget = InboundBudget(0, parked=0)
+    assert budget.spend(INBOUND_DEPTH, 0) == 0
+    assert budget.spend(INBOUND_PER_READ, 0) > 0

@@ -19,12 +19,12 @@ LOG_INTERVAL_NS = 6_000_000_000  # one more line every six seconds
 class InboundBudget:
     """A token bucket over the bytes that a guest sends; a sample sent to it pays for its answers.
 
-    It begins with PARKED more than it is ever filled to again. There is one for each Channel, whatever its
-    connections and sessions: nothing that a guest does brings another but a full restart of its domain.
+    It begins with ``parked`` bytes more than it is ever filled to again. There is one for each Channel,
+    whatever its connections and sessions: nothing that a guest does brings another but a full restart of its domain.
     """
 
-    def __init__(self, now_ns: int) -> None:
-        self._level = INBOUND_DEPTH + PARKED
+    def __init__(self, now_ns: int, parked: int = PARKED) -> None:
+        self._level = INBOUND_DEPTH + parked
         self._last_ns = now_ns
 
     def sample_sent(self, n_bytes: int) -> None:
@@ -43,7 +43,7 @@ class InboundBudget:
         return -self._level * 1_000_000_000 // INBOUND_RATE + 250_000_000
 
     def _fill(self, count: int) -> None:
-        """Up to INBOUND_DEPTH; what is left of PARKED stays, and stays out of it."""
+        """Up to INBOUND_DEPTH; what is left of ``parked`` stays, and stays out of it."""
         self._level = max(self._level, min(INBOUND_DEPTH, self._level + count))
 
 

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from netrng_hostd.channels import session as protocol
-from netrng_hostd.channels.budget import InboundBudget, LogBudget
+from netrng_hostd.channels.budget import PARKED, InboundBudget, LogBudget
 from netrng_hostd.channels.connect import ChannelUnavailable, is_hypervisor, listener_of
 from netrng_hostd.channels.link import Link
 from netrng_hostd.core.mistake import where_raised
@@ -48,7 +48,10 @@ class Recipient(Protocol):
 
 
 class Channel:
-    """``connect`` returns a connected, non-blocking socket or raises ChannelUnavailable."""
+    """``connect`` returns a connected, non-blocking socket or raises ChannelUnavailable.
+
+    ``parked``: how many bytes may lie in the channel from before anybody connected.
+    """
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class Channel:
         connect: Callable[[], Awaitable[socket.socket]],
         session: protocol.HostSession,
         recipient: Recipient,
+        parked: int = PARKED,
     ) -> None:
         self.name = name
         self.where = where
@@ -68,7 +72,7 @@ class Channel:
         self._wake = asyncio.Event()
         self._retry_s = FIRST_RETRY_S
         now_ns = time.monotonic_ns()
-        self._budget = InboundBudget(now_ns)
+        self._budget = InboundBudget(now_ns, parked)
         self._log_budget = LogBudget(now_ns)
         self._paused = False
         self._listener = ""
