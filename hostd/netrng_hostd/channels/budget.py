@@ -20,7 +20,8 @@ class InboundBudget:
     """A token bucket over the bytes that a guest sends; a sample sent to it pays for its answers.
 
     It begins with ``parked`` bytes more than it is ever filled to again. There is one for each Channel,
-    whatever its connections and sessions: nothing that a guest does brings another but a full restart of its domain.
+    whatever its connections and sessions: nothing that a guest does brings another but a full restart of
+    its domain.
     """
 
     def __init__(self, now_ns: int, parked: int = PARKED) -> None:
