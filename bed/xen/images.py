@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from bed import initramfs
 from bed.cpio import Archive
-from bed.packages import DEFAULT_CACHE, ROOT, Artefacts, BedError, linux, package, say
+from bed.packages import DEFAULT_CACHE, ROOT, Artefacts, BedError, Linux, linux, package, say
 from bed.xen.payload import make_file_system
 
 HERE = Path(__file__).parent
@@ -64,8 +64,9 @@ def prepare(artefacts: Artefacts, cache: Path = DEFAULT_CACHE / "xen") -> Images
             old.unlink()
         _build_disk(disk, version, artefacts)
     initrd = cache / "dom0.initrd"
-    _build_initrd(initrd)
-    return Images(xen, linux().image, initrd, disk, disk.with_suffix(".python").read_text())
+    kernel = linux()
+    _build_initrd(initrd, kernel)
+    return Images(xen, kernel.image, initrd, disk, disk.with_suffix(".python").read_text())
 
 
 def _xen_version() -> str:
@@ -134,7 +135,7 @@ def _os_release() -> dict[str, str]:
     return {key: value.strip('"') for key, _, value in (line.partition("=") for line in lines)}
 
 
-def _build_initrd(initrd: Path) -> None:
+def _build_initrd(initrd: Path, kernel: Linux) -> None:
     scratch = initrd.with_suffix(".new")
     with scratch.open("wb") as out:
         archive = Archive(out)
@@ -148,7 +149,7 @@ def _build_initrd(initrd: Path) -> None:
             if path.name != "sysinit" or path.parent.name == "dom0":
                 archive.file(f"bed/{path.name}", path.read_bytes(), 0o755)
         archive.file("init", (HERE / "dom0/init").read_bytes(), 0o755)
-        initramfs.add_modules(archive, linux().module_trees, _DOM0_MODULES)
+        initramfs.add_modules(archive, kernel.module_trees, _DOM0_MODULES)
         archive.close()
     scratch.replace(initrd)
 

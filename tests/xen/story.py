@@ -99,9 +99,9 @@ class Story:
             domain = self.hostd.domain(domu.name)
             if domain["state"] and seen(domain):
                 return domain
-            log = self.hostd.log[-2000:]
-            told = f"not seen: {what} of {domu.name}, but {domain}\n{log}\n{domu.tail()}"
-            assert time.monotonic() < end, told
+            if time.monotonic() > end:
+                log = f"{self.hostd.log[-2000:]}\n{domu.tail()}"
+                raise AssertionError(f"not seen: {what} of {domu.name}, but {domain}\n{log}")
             time.sleep(0.3)
 
     def wait_until_open(self, domu: DomU, after: float = 0) -> dict[str, Any]:
