@@ -66,7 +66,7 @@ def prepare(cache_dir: Path = DEFAULT_CACHE) -> Artefacts:
     found = _ready(cache_dir, key)
     if found is None:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with _locked(cache_dir / "lock"):
+        with locked(cache_dir / "lock"):
             found = _ready(cache_dir, key) or _build(cache_dir, key)
     return Artefacts(
         kernel=cache_dir / found["kernel"],
@@ -82,7 +82,7 @@ def package(name: str, cache_dir: Path = DEFAULT_CACHE) -> Path:
     if tree.is_dir():
         return tree
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(cache_dir / "lock"):  # another process may be fetching it
+    with locked(cache_dir / "lock"):  # another process may be fetching it
         return _unpacked(cache_dir / "debs", name)
 
 
@@ -113,7 +113,7 @@ def _key() -> str:
 
 
 def _build(cache_dir: Path, key: str) -> dict[str, str]:
-    linux = _linux(cache_dir / "debs")
+    linux = _linux([_unpacked(cache_dir / "debs", name) for name in _kernel_packages()])
     release = linux.release
     trees = {name: _unpacked(cache_dir / "debs", name) for name in ("busybox-static", *RNGD_VARIANTS)}
     say(f"building the guest's image for Linux {release}")
@@ -152,18 +152,17 @@ def _build(cache_dir: Path, key: str) -> dict[str, str]:
     return found
 
 
-def linux(cache_dir: Path = DEFAULT_CACHE) -> Linux:
-    """The kernel that the guests' is made of.  Raises BedError."""
-    with _locked(cache_dir / "lock"):
-        return _linux(cache_dir / "debs")
+def linux(release: str, cache_dir: Path = DEFAULT_CACHE) -> Linux:
+    """The kernel that the guests' is made of; `prepare` fetched it.  Raises BedError."""
+    return _linux(list((cache_dir / "debs").glob(f"linux-*-{release}")))
 
 
-def _linux(debs: Path) -> Linux:
-    names = _kernel_packages()
-    trees = [_unpacked(debs, name) for name in names]
+def _linux(trees: list[Path]) -> Linux:
+    """That of these unpacked packages."""
     images = [path for tree in trees for path in tree.glob("boot/vmlinuz-*")]
     if len(images) != 1:
-        raise BedError(f"{' and '.join(names)} hold {len(images)} kernels, not one; remove {debs}")
+        names = " and ".join(tree.name for tree in trees) or "no packages"
+        raise BedError(f"{names} in the cache hold {len(images)} kernels, not one: make clean, and again")
     release = images[0].name[len("vmlinuz-") :]
     folders = [tree / root / release for tree in trees for root in ("lib/modules", "usr/lib/modules")]
     return Linux(release, images[0], [folder for folder in folders if folder.is_dir()])
@@ -172,8 +171,7 @@ def _linux(debs: Path) -> Linux:
 def _kernel_packages() -> list[str]:
     """The packages that hold the distribution's kernel and, on Ubuntu, its modules."""
     for meta in _KERNEL_METAPACKAGES:
-        shown = subprocess.run(["apt-cache", "depends", "--important", meta], capture_output=True, text=True)
-        for name in re.findall(r"Depends: (linux-image-[0-9]\S+)", shown.stdout):
+        for name in re.findall(r"Depends: (linux-image-[0-9]\S+)", dependencies(meta)):
             modules = name.replace("linux-image-", "linux-modules-", 1)
             has_modules = subprocess.run(
                 ["apt-cache", "show", "--no-all-versions", modules], capture_output=True
@@ -183,6 +181,13 @@ def _kernel_packages() -> list[str]:
     raise BedError(
         f"apt knows none of {', '.join(_KERNEL_METAPACKAGES)}; run apt-get update (or: scripts/setup vm)"
     )
+
+
+def dependencies(name: str) -> str:
+    """What apt says of a package that it knows, in English."""
+    command = ["apt-cache", "depends", "--important", name]
+    english = {**os.environ, "LC_ALL": "C"}
+    return subprocess.run(command, capture_output=True, text=True, env=english).stdout
 
 
 def _unpacked(debs: Path, name: str) -> Path:
@@ -210,7 +215,8 @@ def _unpacked(debs: Path, name: str) -> Path:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """While no other process has it: waits."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

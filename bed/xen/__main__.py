@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make test-xen`: tests/xen in a real dom0, on an emulated computer; arguments go to pytest.
+"""`make test-xen`: tests/xen in a dom0, on an emulated computer.
 
-Exit code: pytest's; 1 where the bed fails.
+`python -m bed.xen [ARGUMENT …]`: what pytest is given, in the place of tests/xen; with `-m MODULE [ARGUMENT …]`
+another module of this checkout.  Exit code: the module's; 1 where the bed fails.
 """
 
 from __future__ import annotations
@@ -11,52 +12,78 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import tarfile
-import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+import psutil
 
 from bed import packages
 from bed.packages import ROOT, BedError, say
+from bed.rundir import RunDirectory
 from bed.xen import images, payload, snapshot
 from bed.xen.computer import NEEDED_MIB, Computer
 
 RESULTS = ROOT / ".cache" / "xen-results"
-TESTS_S = 1500.0
+# The tests share their domUs: after a failure the others would wait in vain.  Of conftest.py's the folder's
+# own alone: the others import what is not in dom0.
+_PYTEST = ("pytest", "-x", "-p", "no:cacheprovider", "-o", "console_output_style=times", "--confcutdir", "tests/xen")
+_TESTS = ("-v", "tests/xen")
+_LOGS = "/run/results/*.log /var/log/xen/console/guest-*.log /var/log/libvirt/libxl/*.log"
+_RUN_S = 1500.0
 
 
 def main(arguments: list[str]) -> int:
-    lacking = NEEDED_MIB - _available_mib()
-    if lacking > 0:
-        say(f"SKIPPED: the Xen tests need {NEEDED_MIB} MiB of free memory, {lacking} more than there is")
+    if lacking := NEEDED_MIB - _free_mib():
+        say(f"SKIPPED, nothing ran under Xen: it needs {NEEDED_MIB} MiB of free memory, {lacking} more than there is")
         return 0
+    if re.search(r"[\s,'\"]", str(ROOT)):
+        raise BedError(f"QEMU cannot be given files of {ROOT}: no blanks, commas and quotes, please")
+    module = arguments[1:] if arguments[:1] == ["-m"] else [*_PYTEST, *(arguments or _TESTS)]
     begun = time.monotonic()
-    made = images.prepare(packages.prepare())
-    with tempfile.TemporaryDirectory(prefix="netrng-xen-") as scratch:
-        brought = Path(scratch) / "payload"
-        payload.write(brought, made.python)
-        saved = snapshot.prepare(made, brought)
-        with Computer(made, saved.disk, brought, saved.memory) as dom0:
-            dom0.check(snapshot.MOUNT)
-            say(f"dom0 and its domUs are up after {time.monotonic() - begun:.0f} s; the tests follow")
-            code = _run_tests(dom0, arguments)
-            _bring_out(dom0)
-    say(f"the Xen tests ended after {time.monotonic() - begun:.0f} s with exit code {code}")
+    with RunDirectory() as run, _started(run.path) as dom0:
+        dom0.check(snapshot.MOUNT)
+        say(f"dom0 and its domUs are up after {time.monotonic() - begun:.0f} s")
+        shutil.rmtree(RESULTS, ignore_errors=True)
+        try:
+            code = _run(dom0, module)
+        finally:
+            with contextlib.suppress(BedError):  # it may be the computer that failed
+                _bring_out(dom0)
+    say(f"ended after {time.monotonic() - begun:.0f} s with exit code {code}")
     return code
 
 
-def _run_tests(dom0: Computer, arguments: list[str]) -> int:
-    """pytest in dom0; what it prints is shown as it comes."""
-    program = f"{payload.CHECKOUT}/bed/xen/dom0/tests"
-    dom0.check(f"sh {program} {shlex.join(arguments or ['-v', 'tests/xen'])} &", 60)
+def _started(folder: Path) -> Computer:
+    """The computer on which dom0 and its domUs are up."""
+    payload.CACHE.mkdir(parents=True, exist_ok=True)
+    with packages.locked(payload.CACHE / "lock"):  # which another run may be filling, and clearing
+        made = images.prepare(packages.prepare())
+        brought = folder / "payload"
+        payload.write(brought, made.python)
+        saved = snapshot.prepare(made, brought)
+        dom0 = Computer(made, saved.disk, brought, saved.memory)
+        try:
+            dom0.start()
+        except BedError:
+            saved.memory.unlink()  # the next run makes it anew
+            raise
+    return dom0
+
+
+def _run(dom0: Computer, module: Sequence[str]) -> int:
+    """It in dom0; what it prints is shown as it comes."""
+    dom0.check(f"sh {payload.CHECKOUT}/bed/xen/dom0/run {shlex.join(module)} &", 60)
     said = ""
-    deadline = time.monotonic() + TESTS_S
+    deadline = time.monotonic() + _RUN_S
     with dom0.out.open("rb") as out:
         while not (ended := re.search(r"\nbed: exit code (\d+)\n", said[-200:])):
             dom0.assert_running()
             if time.monotonic() > deadline:
-                raise BedError(f"the tests have not ended after {TESTS_S:.0f} s\n{dom0.tail()}")
+                raise BedError(f"{module[0]} has not ended after {_RUN_S:.0f} s\n{dom0.tail()}")
             time.sleep(0.2)
             more = out.read().decode(errors="replace")
             sys.stdout.write(more)
@@ -66,25 +93,30 @@ def _run_tests(dom0: Computer, arguments: list[str]) -> int:
 
 
 def _bring_out(dom0: Computer) -> None:
-    dom0.check("tar -c -C /run/results . >/dev/bed-results", 60)
-    shutil.rmtree(RESULTS, ignore_errors=True)
-    with contextlib.suppress(tarfile.ReadError), tarfile.open(dom0.results) as archive:  # empty: no results
-        archive.extractall(RESULTS)
-        say(f"logs are in {RESULTS}")
+    dom0.check(f"cd /run/results && cp $(ls {_LOGS} 2>/dev/null) . 2>/dev/null; tar -c *.log >/dev/bed-results", 60)
+    RESULTS.mkdir()
+    try:
+        with tarfile.open(dom0.results) as archive:
+            archive.extractall(RESULTS)
+    except tarfile.ReadError as error:
+        raise BedError(f"dom0's logs did not come whole: {error}") from None
+    say(f"logs are in {RESULTS}")
 
 
-def _available_mib() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) // 1024
-    return 0
+def _free_mib() -> int:
+    """What this machine has, or may have where it is a container."""
+    found = [psutil.virtual_memory().available]
+    with contextlib.suppress(OSError, ValueError):  # there is no such limit
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found) >> 20
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:
         sys.exit(main(sys.argv[1:]))
-    except BedError as error:
+    except (BedError, OSError, subprocess.SubprocessError) as error:
         sys.exit(f"bed: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

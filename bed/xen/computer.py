@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -28,15 +29,15 @@ _BOOT_S, _SAVE_S = 400.0, 300.0
 class Computer(Inside):
     """A context manager that switches it on and, at the end, off.
 
-    ``disk`` is dom0's, as qcow2; ``payload`` see payload.py; ``memory``: a file that `save` wrote, to go on
-    from. What is written to the disks is forgotten, but for that of a computer without ``memory``.
+    ``disk`` is dom0's, as qcow2; ``payload`` see payload.py, its folder takes what the computer says;
+    ``memory``: a file that `save` wrote, to go on from. With it, what is written to the disk is forgotten.
     ``out`` and ``results`` hold what was written to /dev/bed-out and /dev/bed-results in dom0.
     """
 
     def __init__(self, images: Images, disk: Path, payload: Path, memory: Path | None = None) -> None:
         super().__init__("dom0")
         self._images, self._disk, self._payload, self._memory = images, disk, payload, memory
-        self._folder = Path(tempfile.mkdtemp(prefix="netrng-xen-"))
+        self._folder = Path(tempfile.mkdtemp(dir=payload.parent))
         self.out = self._folder / "out"
         self.results = self._folder / "results"
         self._process: subprocess.Popen[bytes] | None = None
@@ -51,13 +52,14 @@ class Computer(Inside):
 
     def start(self) -> None:
         """Switches it on."""
-        # It ends with us, however we end.
-        self._process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "--", "qemu-system-x86_64", *self._options()],
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.STDOUT,
-            stdout=(self._folder / "qemu.log").open("wb"),
-        )
+        with (self._folder / "qemu.log").open("wb") as log:
+            # It ends with us, however we end.
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", "--", "qemu-system-x86_64", *self._options()],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.STDOUT,
+                stdout=log,
+            )
         if self._memory is not None:
             self._wait(lambda: self._ask("query-status")["status"] == "paused", _BOOT_S, "its memory")
             self._ask("cont")
@@ -86,10 +88,11 @@ class Computer(Inside):
         self._ask("migrate", uri=f"exec:cat >'{memory}'")
 
         def saved() -> bool:
-            status = self._ask("query-migrate").get("status")
-            if status == "failed":
-                raise BedError("QEMU could not save the computer's memory")
-            return bool(status == "completed")
+            state = self._ask("query-migrate")
+            if state.get("status") == "failed":
+                said = (self._folder / "qemu.log").read_text(errors="replace")[-500:]
+                raise BedError(f"QEMU could not save its memory: {state.get('error-desc', '')} {said}")
+            return bool(state.get("status") == "completed")
 
         self._wait(saved, _SAVE_S, "the end of the save")
         self._ask("quit")
@@ -97,7 +100,7 @@ class Computer(Inside):
             self._process.wait(_SAVE_S)
 
     def close(self) -> None:
-        """Switches it off and forgets everything that it wrote."""
+        """Switches it off and forgets what it said."""
         self.jobs.close()
         if self._process is not None:
             self._process.kill()
@@ -109,6 +112,8 @@ class Computer(Inside):
         if self._process is None or self._process.poll() is not None:
             log = self._folder / "qemu.log"
             said = log.read_text(errors="replace")[-2000:] if log.exists() else ""
+            if self._process is not None and self._process.poll() == -signal.SIGKILL:
+                said = f"killed, which the kernel does where memory ends; it takes {NEEDED_MIB} MiB. {said}"
             raise BedError(f"the emulated computer ended: {said}\n{self.tail()}")
 
     def _wait(self, condition: Callable[[], bool], deadline_s: float, what: str) -> None:
@@ -123,6 +128,16 @@ class Computer(Inside):
         """One command of QEMU's monitor: https://www.qemu.org/docs/master/interop/qmp-spec.html"""
         path = self._folder / "monitor"
         self._wait(path.exists, _BOOT_S, "QEMU's monitor")
+        try:
+            answer = self._exchange(path, command, arguments)
+        except (OSError, ValueError):
+            self.assert_running()
+            raise BedError(f"QEMU hung up on {command}") from None
+        if "return" not in answer:
+            raise BedError(f"QEMU refused {command}: {answer}")
+        return dict(answer["return"])
+
+    def _exchange(self, path: Path, command: str, arguments: dict[str, object]) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX) as monitor:
             monitor.settimeout(_SAVE_S)
             monitor.connect(str(path))
@@ -135,9 +150,7 @@ class Computer(Inside):
                     answer = {"event": ""}
                     while "event" in answer:
                         answer = json.loads(lines.readline())
-        if "return" not in answer:
-            raise BedError(f"QEMU refused {command}: {answer}")
-        return dict(answer["return"])
+        return answer
 
     def _options(self) -> list[str]:
         folder, images = self._folder, self._images

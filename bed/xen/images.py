@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from bed import initramfs
 from bed.cpio import Archive
-from bed.packages import DEFAULT_CACHE, ROOT, Artefacts, BedError, Linux, linux, package, say
-from bed.xen.payload import make_file_system
+from bed.packages import ROOT, Artefacts, BedError, Linux, dependencies, linux, package, say
+from bed.xen.payload import CACHE, make_file_system
 
 HERE = Path(__file__).parent
 BOOT = "/var/lib/bed"  # in dom0: what domUs boot from
@@ -47,31 +47,32 @@ class Images(NamedTuple):
     python: str
 
 
-def prepare(artefacts: Artefacts, cache: Path = DEFAULT_CACHE / "xen") -> Images:
+def prepare(artefacts: Artefacts, cache: Path = CACHE) -> Images:
     """Makes what is missing; soon done when nothing is.  Raises BedError.
 
-    ``artefacts`` is what domUs boot, which dom0's disk holds as well.
+    ``artefacts`` is what domUs boot, which dom0's disk holds as well.  Not safe to call from two processes.
     """
-    cache.mkdir(parents=True, exist_ok=True)
     version = _xen_version()
     xen = cache / f"xen-{version}"
     if not xen.exists():
         compressed = package(f"xen-hypervisor-{version}-amd64") / f"boot/xen-{version}-amd64.gz"
-        xen.write_bytes(gzip.decompress(compressed.read_bytes()))
+        scratch = cache / "xen.new"
+        scratch.write_bytes(gzip.decompress(compressed.read_bytes()))
+        scratch.replace(xen)
     disk = cache / f"dom0-{_key(version, artefacts)}.ext4"
     if not disk.exists():
-        for old in cache.glob("dom0-*"):
+        # With the computers that were saved with it.
+        for old in (*cache.glob("dom0-*"), *cache.glob("up-*")):
             old.unlink()
         _build_disk(disk, version, artefacts)
     initrd = cache / "dom0.initrd"
-    kernel = linux()
+    kernel = linux(artefacts.kernel_release)
     _build_initrd(initrd, kernel)
     return Images(xen, kernel.image, initrd, disk, disk.with_suffix(".python").read_text())
 
 
 def _xen_version() -> str:
-    shown = subprocess.run(["apt-cache", "depends", "xen-system-amd64"], capture_output=True, text=True)
-    found = re.search(r"Depends: xen-utils-(\S+)", shown.stdout)
+    found = re.search(r"Depends: xen-utils-(\S+)", dependencies("xen-system-amd64"))
     if found is None:
         raise BedError("apt knows no xen-system-amd64; run apt-get update (or: scripts/setup xen)")
     return found.group(1)
@@ -80,7 +81,7 @@ def _xen_version() -> str:
 def _key(version: str, artefacts: Artefacts) -> str:
     """Names what the disk is made of; a newer package in the archive is not looked for."""
     made_of = [*_mmdebstrap_options(version), _DISK_SIZE, _os_release()["VERSION_CODENAME"]]
-    made_of.append(artefacts.initramfs.name)
+    made_of += [artefacts.initramfs.name, Path(__file__).read_text()]
     return hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
 
 
@@ -89,6 +90,10 @@ def _build_disk(disk: Path, version: str, artefacts: Artefacts) -> None:
     release = _os_release()["VERSION_CODENAME"]
     say(f"building dom0's disk: {release} with Xen {version} and libvirt; about a minute")
     sudo = [] if os.geteuid() == 0 else ["sudo"]
+    # In case that mmdebstrap was killed: what it had mounted is not ours to remove.
+    remove = [*sudo, "rm", "-rf", "--one-file-system"]
+    if left := list(map(str, disk.parent.glob("root-*"))):
+        _run([*remove, *left])
     scratch = disk.with_suffix(".new")
     with tempfile.TemporaryDirectory(dir=disk.parent, prefix="root-") as folder:
         root = Path(folder) / "root"
@@ -103,7 +108,7 @@ def _build_disk(disk: Path, version: str, artefacts: Artefacts) -> None:
             (python,) = {path.name for path in root.glob("usr/bin/python3.*[0-9]")}
             make_file_system(scratch, root, _DISK_SIZE, sudo)
         finally:
-            _run([*sudo, "rm", "-rf", str(root)])
+            _run([*remove, str(root)])
     disk.with_suffix(".python").write_text(python[len("python") :])
     scratch.replace(disk)
 

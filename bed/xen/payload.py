@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from bed.packages import DEFAULT_CACHE, PYTHON, ROOT, BedError, say
 
+CACHE = DEFAULT_CACHE / "xen"  # of all of this bed
 CHECKOUT = "/opt/netrng/checkout"
 _OF_THE_CHECKOUT = ("bed", "bench", "conf", "contrib", "dist", "guest", "hostd", "tests", "pyproject.toml")
 # The rest of what hostd needs are dom0's own packages.
@@ -34,7 +36,7 @@ def make_file_system(image: Path, root: Path, size: str, sudo: list[str] | None 
     """Writes an ext4 image with the content of `root`; `size` as of truncate(1).  Raises BedError."""
     image.write_bytes(b"")
     made = subprocess.run(
-        [*(sudo or []), "mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d", root, image, size],
+        [*(sudo or []), "/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d", root, image, size],
         capture_output=True,
         text=True,
     )
@@ -52,12 +54,14 @@ def _copy(source: Path, target: Path) -> None:
 
 def _python_packages(python: str) -> Path:
     """A folder of Python packages for dom0, fetched unless it is there."""
-    folder = DEFAULT_CACHE / "xen" / f"python-{python}"
+    key = hashlib.sha256(" ".join(_FROM_PYPI).encode()).hexdigest()[:8]
+    folder = CACHE / f"python-{python}-{key}"
     if folder.is_dir():
         return folder
+    for old in CACHE.glob("python-*"):
+        shutil.rmtree(old)
     say(f"fetching {', '.join(_FROM_PYPI)} for dom0's Python {python}")
-    scratch = folder.with_suffix(".new")
-    shutil.rmtree(scratch, ignore_errors=True)
+    scratch = CACHE / "python-new"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "install"]
     done = subprocess.run(
         [*pip, "--target", scratch, "--only-binary=:all:", "--python-version", python, *_FROM_PYPI],
@@ -72,5 +76,5 @@ def _python_packages(python: str) -> Path:
 
 
 def _compile(folder: Path) -> None:
-    """An emulated computer would need seconds for it, at each start of a program."""
+    """An emulated computer would need seconds for it, at each start of a program; what fails, fails there."""
     subprocess.run([PYTHON, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", folder])

@@ -12,10 +12,11 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from bed.packages import DEFAULT_CACHE, ROOT, say
+from bed.packages import ROOT, say
 from bed.xen import payload
 from bed.xen.computer import Computer
 from bed.xen.images import HERE, Images
+from bed.xen.payload import CACHE
 
 MOUNT = "blockdev --flushbufs /dev/vdb && mount -o ro,noatime /dev/vdb /opt/netrng"
 _DOMUS_S = 120.0
@@ -28,8 +29,8 @@ class Snapshot(NamedTuple):
     memory: Path
 
 
-def prepare(images: Images, payload_disk: Path, cache: Path = DEFAULT_CACHE / "xen") -> Snapshot:
-    """Makes it if it is missing.  Raises BedError."""
+def prepare(images: Images, payload_disk: Path, cache: Path = CACHE) -> Snapshot:
+    """Makes it if it is missing.  Raises BedError.  Not safe to call from two processes."""
     name = f"up-{_key(images)}"
     found = Snapshot(cache / f"{name}.qcow2", cache / f"{name}.memory")
     if found.memory.exists():
@@ -54,9 +55,11 @@ def prepare(images: Images, payload_disk: Path, cache: Path = DEFAULT_CACHE / "x
 
 def _key(images: Images) -> str:
     """Names all that it depends on: the disk, and how Xen, dom0 and domUs are started, what runs."""
-    digest = hashlib.sha256(images.disk.name.encode())
+    digest = hashlib.sha256(f"{images.disk.name} {images.kernel.name} {images.xen.name}".encode())
     of_domus = ("contrib/xen/domu.cfg", "dist/netrng-guest.pyz", "tests/xen/domus.py", "tests/vm/rig.py")
-    for path in sorted([*HERE.glob("*.py"), *HERE.glob("dom0/*"), *(ROOT / name for name in of_domus)]):
+    afterwards = {HERE / "__main__.py", HERE / "dom0/run"}
+    of_bed = {*HERE.glob("*.py"), *HERE.glob("dom0/*")} - afterwards
+    for path in sorted([*of_bed, *(ROOT / name for name in of_domus)]):
         digest.update(path.read_bytes())
     qemu = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, check=True).stdout
     digest.update(qemu + os.uname().machine.encode())

@@ -23,6 +23,7 @@ from netrng_guest import wire
 
 PATIENCE_S = 60.0  # where nothing is to run out; a machine may stand still for seconds
 LATE_S = 0.1  # by so much a turn of a FIFO's writer may be late, and is made up for
+PAGE = 4096  # bytes; the smallest FIFO
 F_SETPIPE_SZ = 1031  # fcntl(2); Python names it from 3.10 on
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "error"}
 ENVIRONMENT.pop("PYTHONUNBUFFERED", None)  # some containers set it, and then no flush at the end can fail
@@ -304,32 +305,30 @@ def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProc
 
 
 @contextlib.contextmanager
-def fed_fifo(path: Path, data: bytes, rate: int | None = None) -> Iterator[None]:
-    """A FIFO that a thread fills with ``data``, at ``rate`` bytes per second."""
+def fed_fifo(path: Path, data: bytes, rate: int | None = None, turn_s: float = 0.02) -> Iterator[None]:
+    """A FIFO that a thread fills with ``data``; at ``rate`` bytes per second, some of it each ``turn_s``."""
     os.mkfifo(path)
     stop = threading.Event()
     fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # its own reader, so that no writer ever sees EPIPE
     if rate is not None:
-        fcntl.fcntl(fd, F_SETPIPE_SZ, 4096)  # a page: what waits in it would come at once, not at the rate
+        fcntl.fcntl(fd, F_SETPIPE_SZ, PAGE)  # what waits in it would come at once, not at the rate
 
     def write() -> None:
-        view, piece = memoryview(data), 4096
+        view, due, pause = memoryview(data), PAGE, 0.0
         begun, written = time.monotonic(), 0
-        while view and not stop.is_set():
+        while view and not stop.wait(pause):
             if rate is not None:
                 # A late turn is made up for: a busy machine does not slow it down. But not a standstill:
                 # all that would come at once, and a capacity would be measured far too high.
                 now = time.monotonic()
-                begun = max(begun, now - LATE_S - written / rate)
-                piece = min(4096, int((now - begun) * rate) - written)
-                if piece <= 0:
-                    stop.wait(0.02)
-                    continue
+                begun = max(begun, now - turn_s - LATE_S - written / rate)
+                due = int((now - begun) * rate) - written
+            pause = turn_s if due < PAGE else 0.0
             try:
-                count = os.write(fd, view[:piece])
+                count = os.write(fd, view[: min(max(due, 0), PAGE)])
             except BlockingIOError:
                 begun, written = time.monotonic(), 0  # nobody reads: that time is not made up for
-                stop.wait(0.005)
+                pause = 0.005
                 continue
             view, written = view[count:], written + count
 

@@ -7,6 +7,7 @@ which session a seed and a reseed came, because one thread reads, credits and re
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -35,29 +36,30 @@ TOLD = 16
 _HEADER = ">IBII"
 _READ, _CREDIT, _RESEED = range(3)
 _EXCERPT = f"""
-import glob, re, struct
+import binascii, glob, re, struct
 call = re.compile(
     r'readv\\(\\d+</dev/(?:vport|hvc)[^>]*>, \\[{{iov_base="((?:\\\\x[0-9a-f]{{2}})+)"'
     r'|RNDADDENTROPY, {{entropy_count=(\\d+), buf_size=\\d+, buf="((?:\\\\x[0-9a-f]{{2}})+)"'
     r'|RNDRESEEDCRNG'
 )
-with open("/run/diary", "wb") as out:
-    for name in sorted(glob.glob("{TRACE}.*"), key=lambda name: int(name.rsplit(".", 1)[1])):
-        pid = int(name.rsplit(".", 1)[1])
-        told = {TOLD}
-        with open(name, encoding="ascii", errors="replace") as trace:
-            for line in trace:
-                found = call.search(line)
-                if found is None:
-                    continue
-                read, bits, paid = found.groups()
-                data = bytes.fromhex((read or paid or "").replace("\\\\x", ""))
-                if read:
-                    told = {SEED_SIZE}  # the agent
-                elif paid:
-                    data = data[:told]
-                what = {_READ} if read else {_CREDIT} if paid else {_RESEED}
-                out.write(struct.pack("{_HEADER}", pid, what, int(bits or 0), len(data)) + data)
+records = bytearray()
+for name in sorted(glob.glob("{TRACE}.*"), key=lambda name: int(name.rsplit(".", 1)[1])):
+    pid = int(name.rsplit(".", 1)[1])
+    told = {TOLD}
+    with open(name, encoding="ascii", errors="replace") as trace:
+        for line in trace:
+            found = call.search(line)
+            if found is None:
+                continue
+            read, bits, paid = found.groups()
+            data = bytes.fromhex((read or paid or "").replace("\\\\x", ""))
+            if read:
+                told = {SEED_SIZE}  # the agent
+            elif paid:
+                data = data[:told]
+            what = {_READ} if read else {_CREDIT} if paid else {_RESEED}
+            records += struct.pack("{_HEADER}", pid, what, int(bits or 0), len(data)) + data
+print(binascii.b2a_base64(records, newline=False).decode())
 """
 
 
@@ -104,14 +106,11 @@ class Diary:
 
 def diary(vm: Inside) -> Diary:
     """All that happened in ``vm`` so far; in a restored guest that begins before it was saved."""
-    if vm.run("test -e /run/diary.py").rc != 0:
-        vm.put("/run/diary.py", _EXCERPT.encode())
-    vm.check("python3 -I -S /run/diary.py", 60)
     sessions: dict[bytes, Session] = {}
     rngd: dict[int, list[bytes]] = {}
     agent = 0
     decoder = wire.Decoder(from_host=True, max_payload=wire.GUEST_MAX_PAYLOAD)
-    records = io.BytesIO(vm.fetch("/run/diary", 120))
+    records = io.BytesIO(base64.b64decode(vm.python(_EXCERPT, 180)))
     while header := records.read(struct.calcsize(_HEADER)):
         pid, what, bits, length = struct.unpack(_HEADER, header)
         data = records.read(length)
