@@ -194,7 +194,6 @@ class VM(Inside):
     def _line_on(self, host: PrivateLibvirtd) -> Path:
         return host.folder / f"{self.name}.jobs"
 
-
     def _settle_line(self) -> None:
         """Waits until the guest sends no answer, not even one for the second time because it was slow.
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make test-xen`: tests/xen in a dom0, on an emulated computer.
 
-`python -m bed.xen [ARGUMENT …]`: what pytest is given, in the place of tests/xen; with `-m MODULE [ARGUMENT …]`
-another module of this checkout.  Exit code: the module's; 1 where the bed fails.
+`python -m bed.xen [ARGUMENT …]`: what pytest is given, in the place of tests/xen; `-m MODULE [ARGUMENT …]`
+runs another module of this checkout.  Exit code: the module's; 1 where the bed fails.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from bed.xen.computer import NEEDED_MIB, Computer
 RESULTS = ROOT / ".cache" / "xen-results"
 # The tests share their domUs: after a failure the others would wait in vain.  Of conftest.py's the folder's
 # own alone: the others import what is not in dom0.
-_PYTEST = ("pytest", "-x", "-p", "no:cacheprovider", "-o", "console_output_style=times", "--confcutdir", "tests/xen")
+_OPTIONS = ("-x", "-p", "no:cacheprovider", "-o", "console_output_style=times", "--confcutdir", "tests/xen")
 _TESTS = ("-v", "tests/xen")
-_LOGS = "/run/results/*.log /var/log/xen/console/guest-*.log /var/log/libvirt/libxl/*.log"
+_LOGS = "/var/log/xen/console/guest-*.log /var/log/libvirt/libxl/*.log"
 _RUN_S = 1500.0
 
 
 def main(arguments: list[str]) -> int:
-    if lacking := NEEDED_MIB - _free_mib():
-        say(f"SKIPPED, nothing ran under Xen: it needs {NEEDED_MIB} MiB of free memory, {lacking} more than there is")
+    if (lacking := NEEDED_MIB - _free_mib()) > 0:
+        say(f"SKIPPED: Xen needs {NEEDED_MIB} MiB of free memory, {lacking} more than there is. NOTHING RAN.")
         return 0
     if re.search(r"[\s,'\"]", str(ROOT)):
         raise BedError(f"QEMU cannot be given files of {ROOT}: no blanks, commas and quotes, please")
-    module = arguments[1:] if arguments[:1] == ["-m"] else [*_PYTEST, *(arguments or _TESTS)]
+    module = arguments[1:] if arguments[:1] == ["-m"] else ["pytest", *_OPTIONS, *(arguments or _TESTS)]
     begun = time.monotonic()
     with RunDirectory() as run, _started(run.path) as dom0:
         dom0.check(snapshot.MOUNT)
@@ -93,7 +93,7 @@ def _run(dom0: Computer, module: Sequence[str]) -> int:
 
 
 def _bring_out(dom0: Computer) -> None:
-    dom0.check(f"cd /run/results && cp $(ls {_LOGS} 2>/dev/null) . 2>/dev/null; tar -c *.log >/dev/bed-results", 60)
+    dom0.check(f"cp $(ls {_LOGS}) /run/results; cd /run/results && tar -c *.log >/dev/bed-results", 60)
     RESULTS.mkdir()
     try:
         with tarfile.open(dom0.results) as archive:

@@ -15,7 +15,7 @@ from pathlib import Path
 import libvirt
 
 from bed import initramfs
-from bed.inside import Inside
+from bed.inside import PATIENCE, Inside
 from bed.packages import ROOT, BedError
 from bed.xen.images import BOOT
 
@@ -30,8 +30,6 @@ _PID = Path("/run/libvirtd.pid")
 
 class Dom0:
     """dom0's libvirt."""
-
-    uri = URI
 
     def __init__(self) -> None:
         self._connection: libvirt.virConnect | None = None
@@ -53,7 +51,7 @@ class Dom0:
     def start_libvirtd(self) -> None:
         """Starts it again, and waits until it answers."""
         subprocess.run(["libvirtd", "--daemon", "--timeout", "0"], check=True)
-        deadline = time.monotonic() + BOOT_S
+        deadline = time.monotonic() + PATIENCE * BOOT_S
         while True:
             try:
                 self.connection()
@@ -90,15 +88,10 @@ class DomU(Inside):
         """Waits until it runs commands."""
         self.run("true", deadline_s)
 
-    def boot_id(self) -> str:
-        """Names this boot of its kernel."""
-        return self.run("cat /proc/sys/kernel/random/boot_id", BOOT_S).out.strip()
-
-    def write_image(self, main: str | None = None, files: dict[str, bytes | Path] | None = None) -> None:
+    def write_image(self, main: str, files: dict[str, bytes | Path]) -> None:
         """What it boots from the next time; ``main`` is a shell script that it then runs."""
-        own = {"bed/name": self.name.encode(), "bed/line": self.device(JOBS).encode(), **(files or {})}
-        if main is not None:
-            own["bed/main"] = main.encode()
+        bed = {"name": self.name, "line": self.device(JOBS), "main": main}
+        own = {**{f"bed/{name}": text.encode() for name, text in bed.items()}, **files}
         links = {"usr/sbin/rngd": "/opt/rng-tools5/usr/sbin/rngd"}
         initramfs.extend(Path(BOOT, "initramfs"), self.image, own, links)
 

@@ -18,6 +18,7 @@ _OF_THE_CHECKOUT = ("bed", "bench", "conf", "contrib", "dist", "guest", "hostd",
 # The rest of what hostd needs are dom0's own packages.
 _FROM_PYPI = ("pytest>=8.0", "tomli", "rich")
 _SIZE = "256M"  # sparse
+MKE2FS = "/usr/sbin/mke2fs"  # a folder that is in no user's PATH on Debian
 
 
 def write(disk: Path, python: str) -> None:
@@ -36,7 +37,7 @@ def make_file_system(image: Path, root: Path, size: str, sudo: list[str] | None 
     """Writes an ext4 image with the content of `root`; `size` as of truncate(1).  Raises BedError."""
     image.write_bytes(b"")
     made = subprocess.run(
-        [*(sudo or []), "/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d", root, image, size],
+        [*(sudo or []), MKE2FS, "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d", root, image, size],
         capture_output=True,
         text=True,
     )

@@ -23,10 +23,10 @@ def fetched(package: str) -> Path:
     if not binary.exists():
         if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
             pytest.skip("no apt-get to fetch rngd with")
-        from bed.packages import _locked, _unpacked
+        from bed.packages import _unpacked, locked
 
         cache.mkdir(parents=True, exist_ok=True)
-        with _locked(cache.parent / "lock"):  # another test may be fetching it
+        with locked(cache.parent / "lock"):  # another test may be fetching it
             _unpacked(cache, package)
     return binary
 

@@ -24,9 +24,8 @@ _TRACED = f"exec {STRACE.replace('strace', 'strace --seccomp-bpf', 1)} {_RUN}"
 # The channel is a terminal that was never raw, and stays open so while hostd connects: what hostd says is
 # echoed.  Then the agent takes over.
 _COOKED = f"""
-head -c {STALE} /dev/urandom >/dev/hvc2
 : >{TAKEN}
-echo written >{WRITTEN}
+head -c {STALE} /dev/urandom >/dev/hvc2 && echo written >{WRITTEN}
 exec 9<>/dev/hvc2
 until [ -e {GO} ]; do sleep 0.5; done
 exec 9<&-

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from tests.vm.rig import SMALL
 from tests.xen.domus import domus
 
 PATIENCE_S = 180.0
-RESULTS = Path("/run/results")
 # Bytes per second, and few: a system call in an emulated PV domain takes a tenth of a millisecond.
 SOURCE = 1000
 LIMIT, BURST = 150, 256  # of the second domU; by its weight alone it would get twice as much
@@ -29,7 +27,6 @@ QUOTAS = f"""
 [[quota]]
 name = "first"
 match = ["first"]
-reservation = "300B/s"
 weight = 300
 
 [[quota]]
@@ -40,98 +37,95 @@ limit = "{LIMIT}B/s"
 burst = "{BURST}B"
 """
 
-class Rate(NamedTuple):
-    """What one domain acknowledged, and all were sent, between two answers of the daemon."""
 
-    acked: int
+class Passed(NamedTuple):
+    """What domains acknowledged, and were sent, between two answers of the daemon; in bytes, by name."""
+
+    acked: dict[str, int]
     sent: dict[str, int]
     seconds: float
 
-    @property
-    def per_second(self) -> float:
-        return self.acked / self.seconds
+    def rate(self, domu: DomU) -> float:
+        """Bytes per second that it acknowledged."""
+        return self.acked[domu.name] / self.seconds
 
 
 class Story:
     """A context manager that starts the daemon; the domUs are up, and their agents wait for it."""
 
     def __init__(self, folder: Path) -> None:
-        self.data = stream(3_000_000)
+        self.data = stream(2000 * SOURCE)  # for longer than the bed lets the tests run
         self.dom0 = Dom0()
         self.first, self.second, self.third = domus(self.dom0)
         self.diaries: list[dict[str, Diary]] = []  # of each boot, by name
         self.flood: Job | None = None
-        self.in_peace = 0.0  # bytes per second of the first domU
-        self._folder = folder
+        self.in_peace = 0.0  # bytes per second of the first domU, beside a third that asks
         self._ends = contextlib.ExitStack()
-        source = f'[[source]]\nname = "test"\nkind = "prng"\npath = "{folder}/fifo"\n'
+        self._fifo = folder / "fifo"
+        source = f'[[source]]\nname = "test"\nkind = "prng"\npath = "{self._fifo}"\n'
         self.hostd = Hostd(folder, f'[libvirt]\nuris = ["{URI}"]\n{source}{SMALL}{QUOTAS}')
         # Python's development mode would cost an emulated computer some seconds at every start.
         self.hostd.python = (sys.executable,)
 
     def __enter__(self) -> Story:
         try:
-            self._ends.enter_context(fed_fifo(self._folder / "fifo", self.data, rate=SOURCE, turn_s=0.2))
+            self._ends.enter_context(fed_fifo(self._fifo, self.data, rate=SOURCE, turn_s=0.2))
             self._ends.enter_context(self.hostd)
             for domu in (self.first, self.second, self.third):
                 self._ends.callback(domu.jobs.close)
             self.start_hostd()
         except BaseException:
-            self.bring_out()
             self._ends.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bring_out()
         self._ends.close()
 
+    def until(self, condition: Callable[[], Any], what: str) -> Any:
+        """The first true value of ``condition``, which is looked at seldom: it costs the daemon its time."""
+        end = time.monotonic() + PATIENCE_S
+        while not (value := condition()):
+            assert time.monotonic() < end, f"not seen: {what}\n{self.hostd.log[-2000:]}"
+            time.sleep(0.3)
+        return value
+
     def start_hostd(self) -> None:
-        """Until it is ready; it is not asked as often as elsewhere, which would cost it half of its time."""
+        """Until it is ready."""
         before = self.hostd.log.count("daemon: ready")
         self.hostd.start(ready=False)
-        end = time.monotonic() + PATIENCE_S
-        while self.hostd.log.count("daemon: ready") == before:
-            assert time.monotonic() < end, f"not ready: {self.hostd.log}"
-            time.sleep(0.3)
+        self.until(lambda: self.hostd.log.count("daemon: ready") > before, "netrng-hostd ready")
 
     def wait(self, domu: DomU, what: str, seen: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The first status of the domU in which ``what`` is ``seen``."""
-        end = time.monotonic() + PATIENCE_S
-        while True:
-            domain = self.hostd.domain(domu.name)
-            if domain["state"] and seen(domain):
-                return domain
-            if time.monotonic() > end:
-                log = f"{self.hostd.log[-2000:]}\n{domu.tail()}"
-                raise AssertionError(f"not seen: {what} of {domu.name}, but {domain}\n{log}")
-            time.sleep(0.3)
+
+        def domain() -> dict[str, Any] | None:
+            status = self.hostd.domain(domu.name)
+            return status if status["state"] and seen(status) else None
+
+        found: dict[str, Any] = self.until(domain, f"{what} of {domu.name}")
+        return found
 
     def wait_until_open(self, domu: DomU, after: float = 0) -> dict[str, Any]:
         """A session of it that began later than the Unix time ``after``."""
         return self.wait(domu, "a session", lambda one: one["state"] == "open" and one["since"] > after)
 
-    def rate(self, domu: DomU, n_bytes: int) -> Rate:
-        """Waits until it acknowledged so many more."""
+    def wait_for_bytes(self, domu: DomU, n_bytes: int) -> Passed:
+        """Until it acknowledged so many more; what everybody was given meanwhile."""
         before = self.hostd.status()
         known = {domain["name"]: domain for domain in before["domains"]}
         target = known[domu.name]["bytes_acked"] + n_bytes
         self.wait(domu, f"{n_bytes} bytes acknowledged", lambda one: one["bytes_acked"] >= target)
         after = self.hostd.status()
         now = {domain["name"]: domain for domain in after["domains"]}
-        sent = {name: now[name]["bytes_sent"] - known[name]["bytes_sent"] for name in known}
-        acked = now[domu.name]["bytes_acked"] - known[domu.name]["bytes_acked"]
-        return Rate(acked, sent, after["time"] - before["time"])
+        acked, sent = (
+            {name: now[name][key] - known[name][key] for name in known if name in now}
+            for key in ("bytes_acked", "bytes_sent")
+        )
+        return Passed(acked, sent, after["time"] - before["time"])
 
     def keep(self) -> None:
         """What happened in the first two up to now, before their memory goes."""
         both = (self.first, self.second)
         with ThreadPoolExecutor(len(both)) as pool:
             self.diaries.append(dict(zip((domu.name for domu in both), pool.map(diary, both))))
-
-    def bring_out(self) -> None:
-        """The logs, for whoever wants to know what happened."""
-        consoles = Path("/var/log/xen/console").glob("guest-*.log")
-        for log in (self.hostd.log_path, *consoles):
-            if log.exists():
-                shutil.copy(log, RESULTS)

@@ -8,11 +8,10 @@ import time
 
 import libvirt
 import pytest
-from tests.edge.rig import wait_for
 from tests.streams import assert_disjoint
-from tests.vm.diary import BLOCK_CREDITS
+from tests.vm.diary import BLOCK_CREDITS, WINDOW
 from tests.vm.rig import wait_for_credits
-from tests.xen.domus import FLOOD, FLOOD_S, FLOODED, GO, TAKEN
+from tests.xen.domus import FLOOD, FLOOD_S, FLOODED, GO, STALE, TAKEN
 from tests.xen.story import BURST, LIMIT, Story
 
 from netrng_guest.demand import BLOCK_SIZE
@@ -25,9 +24,9 @@ from netrng_hostd.operate.check.finding import show
 
 def test_libvirts_domains_are_found_and_served(story: Story) -> None:
     """Whichever of its consoles a channel is: that is what the agent asks xenstore."""
-    assert (story.first.device(), story.second.device()) == ("/dev/hvc1", "/dev/hvc2")
-    for domu in (story.first, story.second):
+    for domu, device in ((story.first, "/dev/hvc1"), (story.second, "/dev/hvc2")):
         domain = story.wait_until_open(domu)
+        assert f"opened {device}" in domu.check("cat /run/main.out")
         assert (domain["kind"], domain["uri"], domain["uuid"]) == ("xen", "xen:///system", domu.uuid)
         assert domain["channel"] == f"/var/lib/libvirt/libxl/channel/target/{domu.name}-org.netrng.0"
     names = [domain["name"] for domain in story.hostd.status()["domains"]]
@@ -60,43 +59,55 @@ def test_a_cooked_terminal_and_a_stale_megabyte_are_survived(story: Story) -> No
 
 def test_quotas_hold_on_a_slow_source(story: Story) -> None:
     """All three ask for more than they get: the limit is a bound, the weights' 3 to 1 holds in about."""
-    found = story.rate(story.first, 4_000)
-    size = story.hostd.status()["sample_size"]
-    most = BURST + LIMIT * (found.seconds + 1) + size
-    assert found.sent["second"] <= most < found.sent["first"]
-    assert found.sent["first"] > 2 * found.sent["third"] > 0
-    assert story.hostd.status()["ledger_ok"]
-    story.in_peace = found.per_second
+    passed = story.wait_for_bytes(story.first, 4_000)
+    status = story.hostd.status()
+    assert passed.sent["second"] <= BURST + LIMIT * (passed.seconds + 1) + status["sample_size"]
+    assert passed.sent["first"] > 2 * passed.sent["third"] > 0
+    assert status["ledger_ok"]
+    story.in_peace = passed.rate(story.first)
 
 
 def test_a_flood_does_not_slow_the_others(story: Story) -> None:
-    """It goes on while the next tests run.  An emulated computer's two processors have their part in it."""
+    """For seconds in a row; it goes on while the next tests run.
+
+    An emulated computer's two processors have their part in it, and so has what else its host does: there
+    is a minute for it.
+    """
+    assert story.in_peace, "what the test before this one measured"
     story.third.check("pkill python3; true")
     story.flood = story.third.spawn(f"exec python3 -I -S {FLOOD} 2>/dev/console")
     flooded = "third: the guest sends more than it may"
-    wait_for(lambda: flooded in story.hostd.log, flooded, 240)
-    rates = [0.0]
-    while max(rates) < story.in_peace / 2:
-        rates.append(story.rate(story.first, 2_000).per_second)
-        assert story.flood.poll(0.1) is None, f"{rates} bytes per second, before it {story.in_peace}"
-    print(json.dumps({"bytes per second": {"in peace": story.in_peace, "beside a flood": rates[1:]}}))
+    story.until(lambda: flooded in story.hostd.log, flooded)
+    in_peace, beside = (story.in_peace, float(LIMIT)), [(0.0, 0.0)]
+    while beside[-1][0] < 0.8 * in_peace[0] or beside[-1][1] < 0.6 * in_peace[1]:
+        passed = story.wait_for_bytes(story.first, 5_000)
+        beside.append((passed.rate(story.first), passed.rate(story.second)))
+        assert story.flood.poll(0.1) is None, f"bytes per second: {in_peace} in peace, {beside[1:]} beside it"
+    print(json.dumps({"bytes per second": {"in peace": in_peace, "beside a flood": beside[1:]}}))
 
 
 def test_a_pause_costs_a_session_and_nothing_else(story: Story) -> None:
-    paused = story.hostd.domain("first")
+    """Not the other domain's, either."""
+    other = story.hostd.domain("second")
     story.first.domain.suspend()
     assert story.first.domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED
+    story.wait_for_bytes(story.second, 300)
+    paused = story.hostd.domain("first")
+    assert paused["state"] == "open", "silence alone ends no session"
+    assert paused["in_flight"] <= WINDOW
     story.first.domain.resume()
     story.wait_until_open(story.first, paused["since"] + 0.1)
+    story.wait_for_bytes(story.first, 500)
+    assert abs(story.hostd.domain("second")["since"] - other["since"]) < 0.1
 
 
 def test_a_killed_libvirtd_is_not_noticed_by_domains(story: Story) -> None:
     before = story.hostd.domain("first")
     story.dom0.kill_libvirtd()
-    wait_for(lambda: story.hostd.status()["uris"][0]["state"] == "down", "that libvirt is down", 240)
-    story.rate(story.first, 1_000)
+    story.until(lambda: story.hostd.status()["uris"][0]["state"] == "down", "that libvirt is down")
+    story.wait_for_bytes(story.first, 1_000)
     story.dom0.start_libvirtd()
-    wait_for(lambda: story.hostd.status()["uris"][0]["state"] == "connected", "libvirt again", 240)
+    story.until(lambda: story.hostd.status()["uris"][0]["state"] == "connected", "libvirt again")
     after = story.hostd.domain("first")
     assert abs(after["since"] - before["since"]) < 0.1, "the same session"
 
@@ -111,10 +122,10 @@ def test_a_killed_libvirtd_is_not_noticed_by_domains(story: Story) -> None:
 def test_attach_holds_from_the_next_power_off(
     command: str, told: str, story: Story, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Xen cannot plug channels: neither changes the running domain."""
+    """Xen cannot plug channels: neither changes the domain that runs."""
     assert main([command, "--connect", "xen:///system", "second"]) == 0
     assert told in capsys.readouterr().out
-    assert story.hostd.domain("second")["state"] == "open"
+    story.wait_until_open(story.second)
 
 
 def test_kernels_are_credited_by_rngd(story: Story) -> None:
@@ -128,44 +139,53 @@ def test_the_flood_lasted_a_minute(story: Story) -> None:
     assert story.flood.result(240).rc == 0
     seconds, n_bytes = story.third.check(f"cat {FLOODED}").split()
     assert float(seconds) >= FLOOD_S
+    assert int(n_bytes) > STALE, "more than hostd lets through at once"
     print(json.dumps({"flood": {"seconds": float(seconds), "bytes": int(n_bytes)}}))
 
 
 def test_a_reboot_is_a_new_domain_in_the_place_of_the_old(story: Story) -> None:
     """Xen tells of the new one's start before it tells of the old one's end.  The other is powered off."""
     story.keep()
-    old = story.first.domain.ID()
+    old, ended = story.first.domain.ID(), time.time()
     story.first.domain.reboot()
     story.second.domain.destroy()
-    wait_for(lambda: not story.hostd.domain("second")["state"], "its end", 240)
+    story.until(lambda: not story.hostd.domain("second")["state"], "its end")
     story.second.domain.create()
-    wait_for(lambda: story.first.domain.ID() not in (old, -1), "the new domain", 240)
-    story.wait(story.first, "the new domain", lambda one: one["state"] == "waiting")
+    for domu in (story.first, story.second):
+        story.wait_until_open(domu, ended)
+    assert story.first.domain.ID() != old
+
+
+def test_quotas_in_metadata_are_seen_on_xen_too(story: Story) -> None:
+    assert main(["quota", "--connect", "xen:///system", "second", "--weight", "77"]) == 0
+    story.wait(story.second, "its new weight", lambda one: one["weight"] == 77)
 
 
 def test_a_killed_daemon_is_followed_by_new_sessions(story: Story) -> None:
-    """While the two boot, which goes on without it."""
+    """The agents notice it by the new daemon's word alone: their terminals tell them nothing."""
+    for domu in (story.first, story.second):
+        story.wait_for_bytes(domu, 200)
     story.hostd.kill()
     killed = time.time()
     story.start_hostd()
     for domu in (story.first, story.second):
         story.wait_until_open(domu, killed)
-        story.rate(domu, 500)
+        story.wait_for_bytes(domu, 500)
 
 
-def test_quotas_in_metadata_hold_on_xen_too(story: Story) -> None:
-    assert main(["quota", "--connect", "xen:///system", "second", "--weight", "77"]) == 0
-    story.wait(story.second, "its new weight", lambda one: one["weight"] == 77)
+def test_no_byte_came_in_two_places(story: Story) -> None:
+    """In no two sessions of any domUs, over all that was killed, paused, rebooted and destroyed in between.
 
-
-def test_no_byte_was_given_out_twice(story: Story) -> None:
-    """In any session of any domU, whatever was killed, paused, rebooted and destroyed in between."""
+    What was on its way when a domU was destroyed has come nowhere.
+    """
     story.keep()
     diaries = {name: [boot[name] for boot in story.diaries] for name in ("first", "second")}
     sessions = [one for boots in diaries.values() for boot in boots for one in boot.sessions]
     for one in sessions:
         one.assert_seeded()
-    assert len(sessions) >= 5, "the first two, that after the pause, and those of the next boots"
+    n_sessions = {name: [len(boot.sessions) for boot in boots] for name, boots in diaries.items()}
+    assert n_sessions["first"][0] >= 2, "a pause"
+    assert min(n_sessions["first"][1], n_sessions["second"][1]) >= 2, "a killed daemon"
     pieces = [bytes(one.data) for one in sessions] + [story.third.fetch(TAKEN)]
     looked_up = assert_disjoint(story.data, pieces)
     assert looked_up > 0.97 * sum(map(len, pieces))
