@@ -3,7 +3,7 @@ PY := .venv/bin/python
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help venv lint demo test setup-vm test-fast test-rest test-vm test-xen coverage bench bench-fairness bench-sources gallery pictures guest clean
+.PHONY: help venv lint demo test setup-vm test-fast test-rest test-vm test-xen coverage bench bench-fairness bench-sources bench-xen gallery pictures guest clean
 help:            ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -73,6 +73,10 @@ bench-fairness: venv  ## the quotas' promises, measured on the real daemon, a li
 
 bench-sources: venv guest setup-vm  ## two sources and real VMs, one source goes bad, or both, a line each; three minutes
 	@PYTHONPATH=hostd:guest $(PY) -m bench.sources
+
+bench-xen: venv guest setup-vm  ## netrng's throughput over a Xen console, beside what the console carries; four minutes
+	@scripts/setup xen
+	@.venv/bin/python -m bed.xen -m bench.xen
 
 gallery: venv    ## how soon each health test sees each broken source: docs/health.md's tables; some minutes
 	@PYTHONPATH=hostd:guest $(PY) -m bench.gallery docs/health.md

@@ -84,7 +84,6 @@ class GuestSession:
         self._seed = bytearray(wire.SEED_SIZE)
         self._seed_have: Optional[int] = None  # bytes of the seed that arrived; None once it was delivered
         self._status: wire.StatusDict = {}
-        self._status_text = b""
         self._status_due_ns: Optional[int] = None
         self._status_sent_ns = -STATUS_GAP_NS
 
@@ -143,12 +142,11 @@ class GuestSession:
     def status(self, status: wire.StatusDict) -> None:
         """What the host is told of the agent: soon when more than a number changed, with the keep-alive else.
 
-        Raises KeyError on a key that the protocol does not know.
+        It is encoded when it is sent: a number changes with each sample.
         """
-        text = wire.encode_status(status)
         if {**self._status, "taken": 0} != {**status, "taken": 0}:
             self._status_due_ns = self._status_sent_ns + STATUS_GAP_NS
-        self._status, self._status_text = dict(status), text
+        self._status = dict(status)
 
     def flush(self) -> List[Event]:
         """The VM was restored or cloned, or the port was opened anew: end the session and knock."""
@@ -189,7 +187,7 @@ class GuestSession:
         else:
             self._told = None
             self._timer_ns = now_ns + KEEP_ALIVE_NS
-            if self._status_text:
+            if self._status:
                 self._put_status(now_ns)
 
     def take_output(self) -> bytes:
@@ -261,7 +259,7 @@ class GuestSession:
         self._timer_ns = now_ns + KEEP_ALIVE_NS
         self._knock_gap_ns = FIRST_KNOCK_NS
         self._output.clear()
-        if self._status_text:
+        if self._status:
             self._status_due_ns = now_ns
         events.append(SessionOpened(self._max_window, self.session))
 
@@ -329,7 +327,7 @@ class GuestSession:
         self._timer_ns = now_ns + SECOND_NS
 
     def _put_status(self, now_ns: int) -> None:
-        self._output[wire.STATUS] = wire.Status(self.session, self._status_text)
+        self._output[wire.STATUS] = wire.Status(self.session, wire.encode_status(self._status))
         self._status_sent_ns = now_ns
         self._status_due_ns = None
 

@@ -434,11 +434,6 @@ def test_status_at_the_opening_on_change_and_with_the_keep_alive() -> None:
     assert bench.output() == [Status(H, b'{"sink":"rngd","taken":300}'), Grant(H, 64, 0, 0)]
 
 
-def test_a_status_that_the_protocol_does_not_know() -> None:
-    with pytest.raises(KeyError):
-        Bench().guest.status({"color": "blue"})
-
-
 # --- how sessions end
 
 
