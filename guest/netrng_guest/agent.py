@@ -95,7 +95,7 @@ class Agent:
             return
         if now_ns >= self._line.knock_ns or not self._session.knock_due(now_ns):
             self._session.tick(now_ns)
-        self._line.write(self._session.take_output() if self._line.has_room(now_ns) else b"", now_ns)
+        self._line.write(self._session.take_output() if self._line.has_room() else b"", now_ns)
 
     def _on_uevent(self, uevents: socket.socket) -> None:
         self._copied = heard_new_generation(uevents) or self._copied

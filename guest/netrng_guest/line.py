@@ -2,8 +2,8 @@
 """The channel over time: opened, lost, looked for again, with and without a host at its other end.
 
 Never spins.  Without a channel it looks again after a second, later every ten.  With a channel and no host it
-sleeps until the kernel tells of one, and looks by itself as well, every two seconds at most.  While nothing
-comes from a host, it soon writes next to nothing.
+sleeps until the kernel tells of one, and looks by itself as well, every two seconds at most.  To a terminal
+it soon writes nothing more while nothing comes from a host.
 """
 
 import select
@@ -18,10 +18,12 @@ FIRST_OPEN_NS, MAX_OPEN_NS = SECOND_NS, 10 * SECOND_NS  # between two tries to o
 FIRST_LOOK_NS, MAX_LOOK_NS = SECOND_NS // 5, 2 * SECOND_NS  # between two looks whether a host is connected
 GREETING_NS = SECOND_NS  # how long a host that just connected has for its PROBE before we knock
 MAX_OUTPUT = 4096  # bytes that wait for room in the channel
-# A host that is gone shows on no Xen console, and what nobody reads piles up there.  Nothing is lost by being
-# quiet: a host that connects sends a PROBE at once, one with an open session a HOLD every ten seconds.
-MAX_UNHEARD = 16384  # bytes that are written without hearing from the host
-FIRST_QUIET_NS, MAX_QUIET_NS = 600 * SECOND_NS, 6 * 3600 * SECOND_NS  # between two writes beyond that
+# A terminal gets so many bytes, and at most one step's more (472), without hearing from the host.  A Xen
+# console's ring to dom0 takes 2,048 (struct xencons_interface in xen/include/public/io/console.h), and Linux
+# hangs in a write until it has taken all, O_NONBLOCK or not (domU_write_console, drivers/tty/hvc/hvc_xen.c).
+# Half of it, since what was written just before the last word came may still lie there.  Nothing is lost by
+# silence: a host that connects sends a PROBE at once, one with an open session a HOLD every ten seconds.
+MAX_UNHEARD = 1024
 
 
 class Line:
@@ -37,8 +39,6 @@ class Line:
         self.knock_ns = 0
         self._output = bytearray()
         self._unheard = 0  # bytes written since something came
-        self._quiet_ns = 0  # when to write again, after too many of them
-        self._quiet_gap_ns = FIRST_QUIET_NS
         self._readable = False
         self._open_ns: Optional[int] = 0  # when to open the channel
         self._open_gap_ns = FIRST_OPEN_NS
@@ -59,9 +59,6 @@ class Line:
         except PortError as error:
             self._lost(error, now_ns)
             return bytearray()
-        if data or connected != self.host:
-            self._unheard = 0
-            self._quiet_gap_ns = FIRST_QUIET_NS
         if connected != self.host:
             self.host = connected
             self.knock_ns = now_ns + GREETING_NS
@@ -72,21 +69,19 @@ class Line:
             self._look_ns = now_ns + self._look_gap_ns
             self._look_gap_ns = min(2 * self._look_gap_ns, MAX_LOOK_NS)
         if data:
+            self._unheard = 0
             self._open_gap_ns = FIRST_OPEN_NS
         return data
 
-    def has_room(self, now_ns: int) -> bool:
+    def has_room(self) -> bool:
         """True when there is a host that may be listening, and not much waits to be written to it."""
-        quiet = self._unheard >= MAX_UNHEARD and now_ns < self._quiet_ns
+        quiet = self._port.is_terminal and self._unheard >= MAX_UNHEARD
         return self.host and len(self._output) < MAX_OUTPUT and not quiet
 
     def write(self, output: bytes, now_ns: int) -> None:
         """Writes ``output`` behind what waits already, as far as it goes now."""
         self._output += output
         self._unheard += len(output)
-        if output and self._unheard >= MAX_UNHEARD:
-            self._quiet_ns = now_ns + self._quiet_gap_ns
-            self._quiet_gap_ns = min(2 * self._quiet_gap_ns, MAX_QUIET_NS)
         if self._port.fd is None or not self._output:
             return
         try:
@@ -118,6 +113,7 @@ class Line:
         self._open_ns = None
         self.renewed = self.host = self._readable = True
         self.knock_ns = now_ns
+        self._unheard = 0
         self._look_gap_ns = FIRST_LOOK_NS
         self._say("opened " + self._port.path, now_ns, NOTICE)
         self._loop.watch(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET, self._on_event)

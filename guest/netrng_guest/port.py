@@ -7,8 +7,9 @@ block: whoever loops on either, spins.  The kernel wakes the poller when the hos
 edge-triggered epoll sees once.  After a detach read() says ENODEV.
 
 A terminal, as a Xen console is (drivers/tty/hvc/hvc_console.c): its settings are lost when nobody holds it,
-so it is set to raw after every open.  It never tells whether a host is connected.  write() takes what has
-room in a buffer of 256 bytes and the ring behind it; poll() says POLLOUT when there is more.
+so it is set to raw after every open.  It never tells whether a host is connected.  Others take what has room
+and say POLLOUT when there is more; Xen's takes all and hangs in the kernel until dom0 has made room for it,
+so Line keeps what it is given small (MAX_UNHEARD).
 
 For tests and unusual set-ups ``--channel`` names a port, a terminal or a listening UNIX socket.
 """
@@ -45,6 +46,7 @@ class Port:
         self._sysfs = sysfs
         self._dev = dev
         self._end_is_gone = False  # a port's host may return after the end of input, others' not
+        self.is_terminal = False  # what was opened last
         self._buffer = bytearray(READ_SIZE)
         self.path = ""
         self.fd: Optional[int] = None
@@ -57,13 +59,15 @@ class Port:
         except NoChannel as error:
             raise PortError("{}; {}".format(error, error.how)) from None
         self.path = path
+        self.is_terminal = False
         try:
             mode = os.stat(path).st_mode
             if stat.S_ISSOCK(mode):
                 self.fd = _connect(path)
             elif stat.S_ISCHR(mode):
                 self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-                if os.isatty(self.fd):
+                self.is_terminal = os.isatty(self.fd)
+                if self.is_terminal:
                     _lock(self.fd)
                     _set_raw(self.fd)
             else:
@@ -71,7 +75,7 @@ class Port:
         except (OSError, termios.error) as error:
             self.close()
             raise PortError("{}: {}".format(path, _explain(error))) from None
-        self._end_is_gone = stat.S_ISSOCK(mode) or os.isatty(self.fd)
+        self._end_is_gone = stat.S_ISSOCK(mode) or self.is_terminal
         return self.fd
 
     def read_all(self) -> Tuple[bytearray, bool, bool]:
