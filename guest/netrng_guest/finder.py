@@ -66,7 +66,7 @@ def _find_xen(xenbus: str, dev: str) -> str:
     the primary console, which is not among them.
     """
     try:
-        with xenstore.Xenstore(xenbus) as store:
+        with xenstore.Xenstore(xenbus, seconds=xenstore.SEARCH_S) as store:
             taken = [devid for devid in store.entries("device/console") if not devid.endswith("0")]
             for number, devid in enumerate(taken, 1):
                 if store.read("device/console/{}/name".format(devid)) == NAME:

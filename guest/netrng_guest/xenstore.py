@@ -15,7 +15,7 @@ import time
 from typing import List, Optional
 
 DEVICES = ("/dev/xen/xenbus", "/proc/xen/xenbus")  # the second is that of xenfs, which older kernels have
-ANSWER_S = 1.0  # for the whole of one answer
+SEARCH_S = 2.0  # for all questions of the agent, whose loop waits for them
 MAX_PAYLOAD = 4096  # XENSTORE_PAYLOAD_MAX
 DIRECTORY, READ, ERROR = 1, 2, 16
 _HEADER = struct.Struct("=4I")
@@ -34,12 +34,14 @@ class Xenstore:
     """A context manager; opening it raises XenstoreError, and so does each question.
 
     A path without a leading slash is below the own domain's.  After an error, begin anew with another one.
+    ``seconds``: for all questions and answers together, however many nodes there are.
     """
 
-    def __init__(self, device: Optional[str] = None) -> None:
+    def __init__(self, device: Optional[str] = None, *, seconds: float) -> None:
         self._device = device or find_device() or DEVICES[0]
         self._fd = -1
-        self._request = 0
+        self._seconds = seconds
+        self._end_s = 0.0
 
     def __enter__(self) -> "Xenstore":
         try:
@@ -48,6 +50,7 @@ class Xenstore:
             raise self._error("permission denied (run as root)") from None
         except OSError as error:
             raise self._error(str(error.strerror)) from None
+        self._end_s = time.monotonic() + self._seconds
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,17 +68,19 @@ class Xenstore:
 
     def _ask(self, kind: int, path: str) -> Optional[bytes]:
         """The payload of the answer; None if it is ENOENT."""
-        self._request += 1
+        if time.monotonic() >= self._end_s:
+            raise self._error("not all answered within {:g} s".format(self._seconds))
         payload = path.encode("ascii", "replace") + b"\0"
-        message = _HEADER.pack(kind, self._request, 0, len(payload)) + payload
-        end_s = time.monotonic() + ANSWER_S
+        message = _HEADER.pack(kind, 0, 0, len(payload)) + payload
         try:
             if os.write(self._fd, message) != len(message):
                 raise self._error("took half a request")
-            got, request, _, size = _HEADER.unpack(self._receive(_HEADER.size, end_s))
-            if request != self._request or got not in (kind, ERROR) or size > MAX_PAYLOAD:
+            # One request is out at a time, and its answer comes on no other descriptor.  So its number tells
+            # nothing, and Linux 4.11 to 4.15 put one of their own there (until 29fee6eed281).
+            got, _, _, size = _HEADER.unpack(self._receive(_HEADER.size))
+            if got not in (kind, ERROR) or size > MAX_PAYLOAD:
                 raise self._error("answered something else")
-            answer = self._receive(size, end_s)
+            answer = self._receive(size)
         except OSError as error:
             raise self._error(str(error.strerror)) from None
         if got != ERROR:
@@ -85,14 +90,14 @@ class Xenstore:
             return None
         raise self._error("{} on {}".format(name, path))
 
-    def _receive(self, size: int, end_s: float) -> bytes:
+    def _receive(self, size: int) -> bytes:
         """So many bytes.  Raises OSError and XenstoreError."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         found = b""
         while len(found) < size:
             # It looks once even when the time is up: a machine that stood still may have the answer by now.
-            if not poll.poll(max(end_s - time.monotonic(), 0) * 1000):
+            if not poll.poll(max(self._end_s - time.monotonic(), 0) * 1000):
                 raise self._error("no answer (does xenstored run?)")
             try:
                 piece = os.read(self._fd, size - len(found))

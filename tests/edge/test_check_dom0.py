@@ -63,7 +63,7 @@ def dom0_with(*nodes: dict[str, str]) -> Iterator[Xenbus]:
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(xenstore, "ANSWER_S", PATIENCE_S)
+    monkeypatch.setattr(dom0, "XENSTORE_S", PATIENCE_S)
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from netrng_guest import port, variants, xenstore
 from netrng_guest.check import check
 from netrng_guest.config import Settings
 
+from .rig import PATIENCE_S
 from .xenbus import Xenbus
 
 RNGD = Settings("rngd", None, 100, 4096)
@@ -32,6 +33,7 @@ def vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev" / "vport1p1").symlink_to(os.ttyname(guest))
     monkeypatch.setattr(xenstore, "DEVICES", ())
+    monkeypatch.setattr(xenstore, "SEARCH_S", PATIENCE_S)
     monkeypatch.setattr(module, "_may_credit", lambda: True)
     monkeypatch.setattr(variants, "find_rngd", lambda: "/usr/sbin/rngd")
     monkeypatch.setattr(variants, "identify", lambda path, _: variants.Variant("rng-tools5", "5", [path], 8))

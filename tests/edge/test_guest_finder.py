@@ -10,6 +10,7 @@ import pytest
 from netrng_guest import xenstore
 from netrng_guest.finder import NoChannel, find_channel, find_virtio
 
+from .rig import PATIENCE_S
 from .xenbus import ERROR, HEADER, Xenbus
 
 
@@ -35,7 +36,7 @@ def missing(sysfs: str) -> tuple[str, str]:
 def in_xen(tree: dict[str, str], sysfs: str, monkeypatch: pytest.MonkeyPatch) -> str:
     with Xenbus(tree) as double:
         monkeypatch.setattr(xenstore, "DEVICES", (double.device,))
-        monkeypatch.setattr(xenstore, "ANSWER_S", 60.0)
+        monkeypatch.setattr(xenstore, "SEARCH_S", PATIENCE_S)
         return find_channel(sysfs, "/dev")
 
 
@@ -114,3 +115,12 @@ def test_a_xenstore_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(NoChannel, match=message) as caught:
         in_xen({}, str(tmp_path / "absent"), monkeypatch)
     assert "--channel /dev/hvcN" in caught.value.how
+
+
+def test_a_search_takes_so_long_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Xenbus({"device/console/1/name": "org.netrng.0"}) as double:
+        monkeypatch.setattr(xenstore, "DEVICES", (double.device,))
+        monkeypatch.setattr(xenstore, "SEARCH_S", 0.0)
+        with pytest.raises(NoChannel, match="not all answered within 0 s"):
+            find_channel(str(tmp_path))
+    assert double.asked == []

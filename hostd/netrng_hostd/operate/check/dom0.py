@@ -94,7 +94,7 @@ def read_domains() -> list[XenDomain]:
     """The domains that may have a channel; none if this is no dom0. Raises XenstoreError."""
     if not _may_be_dom0():
         return []
-    with Xenstore() as store:
+    with Xenstore(seconds=XENSTORE_S) as store:
         if not store.entries(_BACKENDS):
             return []
         found = []
