@@ -12,6 +12,7 @@ from .stdio import tell
 
 CAP_SYS_ADMIN = 21  # linux/capability.h: what RNDADDENTROPY asks for
 INSTALL = "apt install rng-tools5, or dnf install rng-tools; or --sink kernel, which needs none"
+ANOTHER = "give another --channel, or none: it is then looked for"
 RANDOM_DEVICES = ((1, 8), (1, 9))
 
 
@@ -68,7 +69,8 @@ def _check_channel(found: Findings, channel: Optional[str], sysfs: str, dev: str
         if port.BUSY in str(error):
             found.ok("{}: in use, presumably by netrng-guest itself".format(path))
         else:
-            found.mend(str(error), "run netrng-guest check as root" if os.geteuid() else "see above")
+            how = ANOTHER if channel else finder.ATTACH
+            found.mend(str(error), "run netrng-guest check as root" if os.geteuid() else how)
         return
     finally:
         opened.close()

@@ -16,7 +16,7 @@ DEV = "/dev"
 ATTACH = "on the host: netrng-hostd attach DOMAIN"
 # xl 4.17 makes the first channel of a domain its primary console: no name of it is left in xenstore.
 ATTACH_XEN = ATTACH + (
-    ", then switch the domain off and start it; with xl: in its xl.cfg, but not first, see contrib/xen"
+    ", then switch the domain off and start it; with xl: in its xl.cfg, after a dummy (the first one is lost)"
 )
 
 

@@ -29,6 +29,7 @@ READ_SIZE = 65536
 # A session's end must be seen together with all that came before it.  A window of 64 KiB in samples of 32
 # bytes is 2,048 frames of 64 bytes, 2 * READ_SIZE; HOLD (32 bytes) and PROBE (26) come on top.
 MAX_READ = 4 * READ_SIZE
+NO_CONSOLE = "no Xen console is behind it (xenstore-list device/console shows which there are)"
 BUSY = "another program has it open (is a second netrng-guest running?)"
 _GONE = (errno.ENODEV, errno.ENXIO, errno.EIO, errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF)
 _NOT_NOW = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
@@ -65,7 +66,7 @@ class Port:
             if stat.S_ISSOCK(mode):
                 self.fd = _connect(path)
             elif stat.S_ISCHR(mode):
-                self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+                self.fd = _open_device(path)
                 self.is_terminal = os.isatty(self.fd)
                 if self.is_terminal:
                     _lock(self.fd)
@@ -116,6 +117,16 @@ class Port:
         if self.fd is not None:
             fd, self.fd = self.fd, None
             os.close(fd)
+
+
+def _open_device(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        # A /dev/hvcN without a console (hvc_install in hvc_console.c); a virtio-serial port says ENXIO.
+        if error.errno == errno.ENODEV:
+            raise PortError("{}: {}".format(path, NO_CONSOLE)) from None
+        raise
 
 
 def _connect(path: str) -> int:

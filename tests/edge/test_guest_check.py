@@ -84,7 +84,7 @@ def test_a_xen_domain(vm: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
         code, text = told(KERNEL, vm, capsys)
     assert code == 1
     assert "wrong  no channel org.netrng.0\n" in text and "attach DOMAIN, then switch the domain off" in text
-    assert "contrib/xen" in text
+    assert "after a dummy (the first one is lost)" in text
     assert "modprobe" not in text
 
 
@@ -113,6 +113,33 @@ def test_a_port_that_cannot_be_opened(
     found, text = told(KERNEL, vm, capsys)
     assert found == exit_code
     assert line in text
+
+
+@pytest.mark.parametrize(
+    ("user", "own", "how"),
+    [
+        (0, False, "on the host: netrng-hostd attach DOMAIN"),
+        (0, True, "give another --channel, or none: it is then looked for"),
+        (1000, False, "run netrng-guest check as root"),
+    ],
+)
+def test_a_channel_that_is_lost(
+    vm: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    user: int,
+    own: bool,
+    how: str,
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "")
+
+    path = str(vm / "dev" / "vport1p1")
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setattr(os, "readv", fail)
+    code, text = told(KERNEL._replace(channel=path) if own else KERNEL, vm, capsys)
+    assert code == 1
+    assert f"wrong  {path}: detached or closed by the host\n       {how}\n" in text
 
 
 def test_a_channel_of_ones_own(vm: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -199,12 +199,14 @@ def test_a_port_without_a_host_reads_as_not_connected(tmp_path: Path) -> None:
     [
         (errno.EBUSY, BUSY),
         (errno.EACCES, "permission denied (run as root)"),
-        (errno.ENODEV, "detached or closed by the host"),
+        (errno.ENODEV, "no Xen console is behind it (xenstore-list device/console shows which there are)"),
+        (errno.ENXIO, "detached or closed by the host"),
         (errno.ENOMEM, "Cannot allocate memory"),
     ],
 )
 def test_what_the_kernel_says_is_explained(monkeypatch: pytest.MonkeyPatch, code: int, text: str) -> None:
-    def fail(*_: object) -> int:
+    def fail(path: str, flags: int) -> int:
+        assert flags & os.O_NONBLOCK
         raise OSError(code, os.strerror(code))
 
     guest = Port("/dev/null")
