@@ -20,7 +20,7 @@ S = 1_000_000_000
 
 def later_budget() -> InboundBudget:
     """What was parked has been read: from now on it is a bucket as any other."""
-    budget = InboundBudget(0)
+    budget = InboundBudget(0, PARKED)
     assert budget.spend(PARKED, 0) == 0
     return budget
 
@@ -78,7 +78,7 @@ def test_a_flood_is_paused_for_as_long_as_it_was_too_much() -> None:
 @example(PARKED)
 @given(st.integers(INBOUND_PER_READ, PARKED + INBOUND_DEPTH))
 def test_what_was_parked_is_allowed_for_once_whenever_it_comes(read: int) -> None:
-    budget = InboundBudget(0)
+    budget = InboundBudget(0, PARKED)
     assert budget.spend(read, 0) == 0
     for _ in range(1_000):
         budget.sample_sent(32)
@@ -105,7 +105,7 @@ def test_log_lines_are_bounded_and_the_next_says_how_many_are_missing() -> None:
     assert budget.admit(6 * S + 1) is None
 
 
-def test_where_nothing_can_be_parked_it_is_full_and_no_more() -> None:
-    budget = InboundBudget(0, parked=0)
+def test_where_nothing_is_said_to_be_parked_it_is_full_and_no_more() -> None:
+    budget = InboundBudget(0)
     assert budget.spend(INBOUND_DEPTH, 0) == 0
     assert budget.spend(INBOUND_PER_READ, 0) > 0

@@ -20,7 +20,7 @@ from tests.edge.rig import Guest, until
 
 from netrng_guest import wire
 from netrng_hostd.channels import channel as channel_module
-from netrng_hostd.channels.budget import PARKED
+from netrng_hostd.channels.budget import INBOUND_DEPTH, PARKED
 from netrng_hostd.channels.channel import HANDSHAKE_NS, Channel
 from netrng_hostd.channels.connect import ChannelUnavailable, connect_unix, listener_of
 from netrng_hostd.channels.session import HostSession
@@ -46,7 +46,7 @@ def make_channel(path: Path, books: Books) -> Channel:
     async def connect() -> socket.socket:
         return connect_unix(str(path))
 
-    return Channel("vm", str(path), connect, HostSession(lambda: os.urandom(8)), books)
+    return Channel("vm", str(path), connect, HostSession(lambda: os.urandom(8)), books, PARKED)
 
 
 async def stop(task: asyncio.Task[None]) -> None:
@@ -228,6 +228,14 @@ def test_an_answer_behind_all_that_xens_qemu_keeps_is_read_at_once(
 
     asyncio.run(scenario(), debug=True)
     assert "the guest sends more than it may" not in caplog.text
+
+
+def test_more_than_the_bucket_is_read_only_where_it_was_said() -> None:
+    async def connect() -> socket.socket:
+        raise ChannelUnavailable("not needed")
+
+    channel = Channel("vm", "somewhere", connect, HostSession(lambda: os.urandom(8)), Books())
+    assert channel._budget._level == INBOUND_DEPTH
 
 
 def test_who_connects_anew_may_not_send_as_much_again(tmp_path: Path) -> None:

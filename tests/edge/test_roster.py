@@ -16,6 +16,7 @@ import pytest
 from tests.edge.rig import Guest, until
 from tests.edge.supplied import SOURCE, delivered, make_supply
 
+from netrng_hostd.channels.budget import INBOUND_DEPTH, PARKED
 from netrng_hostd.config import AdmissionConfig, ChannelConfig
 from netrng_hostd.core.quota import Quota, QuotaRule
 from netrng_hostd.core.scheduler import Scheduler
@@ -99,6 +100,22 @@ def test_a_channel_that_is_attached_detached_or_moved_is_followed(tmp_path: Path
             assert roster.entries[0].candidate.path == str(tmp_path / "elsewhere.sock")
             roster.changed(elsewhere, bare, None)
             assert not roster.entries
+
+    run(scenario)
+
+
+def test_only_where_bytes_may_lie_from_before_is_more_read_at_first(tmp_path: Path) -> None:
+    """On Xen, and at a [[channel]], which may be Xen's; not on a virtio-serial port."""
+
+    async def scenario() -> None:
+        async with rosters() as (roster, _):
+            for kind in ("virtio", "xen"):
+                channel = LiveChannel(kind, str(tmp_path / kind), "bind", None)
+                roster.appeared(LiveDomain(kind, f"uuid-{kind}", URI, 1, channel), None)
+            roster.add_static(ChannelConfig("static", str(tmp_path / "static")))
+            allowed = {entry.candidate.kind: entry.channel._budget._level for entry in roster.entries}
+            deep = INBOUND_DEPTH + PARKED
+            assert allowed == {"virtio": INBOUND_DEPTH, "xen": deep, "static": deep}
 
     run(scenario)
 

@@ -24,7 +24,7 @@ class InboundBudget:
     its domain.
     """
 
-    def __init__(self, now_ns: int, parked: int = PARKED) -> None:
+    def __init__(self, now_ns: int, parked: int = 0) -> None:
         self._level = INBOUND_DEPTH + parked
         self._last_ns = now_ns
 

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from netrng_hostd.channels import session as protocol
-from netrng_hostd.channels.budget import PARKED, InboundBudget, LogBudget
+from netrng_hostd.channels.budget import InboundBudget, LogBudget
 from netrng_hostd.channels.connect import ChannelUnavailable, is_hypervisor, listener_of
 from netrng_hostd.channels.link import Link
 from netrng_hostd.core.mistake import where_raised
@@ -60,7 +60,7 @@ class Channel:
         connect: Callable[[], Awaitable[socket.socket]],
         session: protocol.HostSession,
         recipient: Recipient,
-        parked: int = PARKED,
+        parked: int = 0,
     ) -> None:
         self.name = name
         self.where = where
