@@ -24,6 +24,7 @@ from netrng_hostd.operate.quota import quota
 CONF = Path(__file__).resolve().parents[2] / "conf" / "libvirt"
 PAUSED = libvirt.VIR_DOMAIN_START_PAUSED
 INACTIVE = libvirt.VIR_DOMAIN_XML_INACTIVE
+ACTIVE = "active after the next full power-off, not a guest reboot"
 
 needs_qemu = [
     pytest.mark.shared_state,
@@ -103,7 +104,7 @@ class TestQemu:
         domain.createWithFlags(PAUSED)
         try:
             text = good(attach("bare", qemu.uri))
-            assert "active after the next full power-off, not a guest reboot" in text
+            assert ACTIVE in text
             assert "virtio-serial" in text
             assert has_channel(domain, INACTIVE)
             assert not has_channel(domain)
@@ -240,13 +241,14 @@ class TestDriversThatChangeWholeDefinitionsOnly:
             domain = hypervisor.defineXML(domain_xml("a", UUID_A))
             domain.create()
             text = good(attach("a", "test:///default"))
-            assert "active after the next full power-off, not a guest reboot" in text
+            assert ACTIVE in text
             assert has_channel(domain, INACTIVE)
             assert not has_channel(domain)
             domain.destroy()
             domain.create()
             assert has_channel(domain)
-            assert "gone after the next full power-off" in good(detach("a", "test:///default"))
+            gone = good(detach("a", "test:///default"))
+            assert "gone after the next full power-off, not a guest reboot" in gone
             assert not has_channel(domain, INACTIVE)
             domain.destroy()
             domain.undefine()
@@ -273,7 +275,7 @@ class TestXen:
         with fake_hypervisor() as hypervisor:
             domain = hypervisor.defineXML(domain_xml("pv", UUID_A))
             domain.create()
-            waits = "pv: active after the next full power-off (Xen cannot hot-plug channels)"
+            waits = f"pv: {ACTIVE} (Xen cannot hot-plug channels)"
             assert good(attach("pv", "test:///default")) == f"pv: channel added to the definition\n{waits}"
             assert "<target type='xen' name='org.netrng.0'" in domain.XMLDesc(INACTIVE)
             assert good(attach("pv", "test:///default")) == waits, "again: nothing was added twice"
@@ -283,7 +285,7 @@ class TestXen:
             domain.create()
             assert good(detach("pv", "test:///default")) == (
                 "pv: channel removed from the definition\n"
-                "pv: gone after the next full power-off (Xen cannot hot-plug channels)"
+                "pv: gone after the next full power-off, not a guest reboot (Xen cannot hot-plug channels)"
             )
             domain.destroy()
             domain.undefine()

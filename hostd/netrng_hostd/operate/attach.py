@@ -30,9 +30,6 @@ RNG_VIRTIO = """\
 
 _ACTIVE = "active after the next full power-off, not a guest reboot"
 _GONE = "gone after the next full power-off, not a guest reboot"
-# On Xen a reboot is a new domain, for which libvirt may take the new definition (libxlDomainShutdownThread).
-_XEN_ACTIVE = "active after the next full power-off"
-_XEN_GONE = "gone after the next full power-off"
 _XEN = "Xen cannot hot-plug channels"
 _SAVED = "active at its next full start: the next one restores a saved state"
 _TRANSIENT = "it is transient: what creates it next time has to bring the channel along"
@@ -67,7 +64,7 @@ def _attach(domain: Definition, lines: list[str]) -> None:
     if domain.active and not live:
         refused = _try_live(domain, lambda: domain.attach_live(channel))
         if refused:
-            lines.append(f"{domain.name}: {_XEN_ACTIVE if domain.xen else _ACTIVE} ({refused})")
+            lines.append(f"{domain.name}: {_ACTIVE} ({refused})")
         else:
             note = "" if domain.persistent else f"; {_TRANSIENT}"
             lines.append(f"{domain.name}: channel added to the running domain, active now{note}")
@@ -91,7 +88,7 @@ def _detach(domain: Definition, lines: list[str]) -> None:
     if live:
         refused = _try_live(domain, lambda: domain.detach_live(live))
         if refused:
-            lines.append(f"{domain.name}: {_XEN_GONE if domain.xen else _GONE} ({refused})")
+            lines.append(f"{domain.name}: {_GONE} ({refused})")
         else:
             lines.append(f"{domain.name}: channel removed from the running domain")
 
