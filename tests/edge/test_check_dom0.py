@@ -15,22 +15,23 @@ import tomli
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.edge.rig import PATIENCE_S
-from tests.edge.xenbus import Xenbus
+from tests.edge.xenbus import ERROR, HEADER, Xenbus
 
 from netrng_guest import xenstore
 from netrng_hostd.config import ChannelConfig, Config, LibvirtConfig, load
 from netrng_hostd.config.sections import NAME
 from netrng_hostd.hypervisor import LiveChannel, LiveDomain, UnreachableError
 from netrng_hostd.operate.check import dom0
-from netrng_hostd.operate.check.dom0 import XenDomain, channel_name, check_dom0, toml_string
+from netrng_hostd.operate.check.dom0 import XenChannel, XenDomain, channel_name, check_dom0, toml_string
 from netrng_hostd.operate.check.domains import check_domains
-from netrng_hostd.operate.check.finding import Finding, note, show
+from netrng_hostd.operate.check.finding import Finding, note, problem, show
 
 URI = "xen:///system"
 PATH = "/var/run/xen/web-1.netrng"
 NOBODY = frozenset[int]()
 BY_OTHERS = "made by xl or XAPI, libvirt does not list it"
-SEE = "see contrib/xen/domu.cfg"
+NOT_ASKED = 'no URI in libvirt.uris lists it (if libvirt made it, put "xen:///system" there)'
+ELSEWHERE = ("qemu:///system",)
 
 
 def config(*channels: ChannelConfig, uris: tuple[str, ...] = (URI,), file: str | None = None) -> Config:
@@ -82,8 +83,13 @@ def said(
         return list(check_dom0(wanted or config(), listed, PATIENCE_S))
 
 
-def told(*nodes: dict[str, str]) -> list[str]:
-    return [("! " if finding.wrong else "") + finding.text for finding in said(*nodes)]
+def told(
+    *nodes: dict[str, str], wanted: Config | None = None, listed: frozenset[int] | None = NOBODY
+) -> list[str]:
+    """Those of which nothing is to be pasted."""
+    found = said(*nodes, wanted=wanted, listed=listed)
+    assert not any(finding.more for finding in found)
+    return [("! " if finding.wrong else "") + finding.text for finding in found]
 
 
 def lines(name: str = "web-1", path: str = PATH) -> tuple[str, str, str]:
@@ -145,11 +151,45 @@ def test_those_that_libvirt_lists_are_not_told() -> None:
 
 
 def test_without_libvirts_xen_it_is_not_said_who_made_them() -> None:
-    (found,) = said(domain(5), channel(5), wanted=config(uris=("qemu:///system",)))
-    assert found.text.startswith(
-        'web-1 (Xen domain 5): no URI in libvirt.uris lists it (that of libvirt\'s Xen is "xen:///system"); '
-    )
+    (found,) = said(domain(5), channel(5), wanted=config(uris=ELSEWHERE))
+    assert found.text.startswith(f"web-1 (Xen domain 5): {NOT_ASKED}; ")
     assert found.more == lines()
+    (text,) = told(domain(5), wanted=config(uris=ELSEWHERE))
+    assert text.startswith(f"web-1 (Xen domain 5): {NOT_ASKED}; it has no channel")
+
+
+def test_what_libvirt_made_is_libvirts_to_find() -> None:
+    path = "/var/lib/libvirt/libxl/channel/target/web-1"
+    assert told(domain(5), channel(5, path), wanted=config(uris=ELSEWHERE)) == [
+        'web-1 (Xen domain 5): its channel is one of libvirt\'s; put "xen:///system" into libvirt.uris'
+    ]
+    served = config(ChannelConfig("any", path), uris=ELSEWHERE)
+    assert told(domain(5), channel(5, path), wanted=served) == []
+    (found,) = said(domain(5), channel(5, path))
+    assert found.more == lines(path=path), "a domain of another libvirt"
+
+
+def test_two_channels_on_one_socket(tmp_path: Path) -> None:
+    """As of a domain that was copied with its path."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "var").symlink_to("run")
+    path, same = f"{tmp_path}/run/s", f"{tmp_path}/var/s"
+    nodes = (domain(5), channel(5, path), domain(6, "db"), channel(6, same), domain(7), channel(7))
+    both = (
+        f"web-1 (Xen domain 5) and db (Xen domain 6): their channels have the same socket, {path}; "
+        "give each domU its own path in xl.cfg"
+    )
+    for served in (config(), config(ChannelConfig("any", path))):
+        found = said(*nodes, wanted=served)
+        assert found[0] == problem(both)
+        assert [finding.more for finding in found[1:]] == [lines()], "nothing but the third"
+    seventh = frozenset({7})
+    assert told(*nodes, listed=seventh) == ["! " + both]
+    assert told(*nodes, listed=seventh | {5}) == ["! " + both], "xl's is a copy of libvirt's"
+    assert told(*nodes, listed=seventh | {5, 6}) == []
+    assert told(*nodes, listed=None) == []
+    ptys = [more for number in (5, 6) for more in (domain(number), channel(number, "", connection="pty"))]
+    assert all("no socket" in text for text in told(*ptys))
 
 
 def test_the_channel_is_not_connected_to(tmp_path: Path) -> None:
@@ -164,7 +204,8 @@ def test_the_channel_is_not_connected_to(tmp_path: Path) -> None:
 
 def test_a_domain_without_a_channel() -> None:
     why = "it has no channel, or one that stands first in xl.cfg and is lost"
-    text = f"web-1 (Xen domain 5): {BY_OTHERS}; {why}: {SEE}"
+    rule = "a dummy must come first in channel = [...]"
+    text = f"web-1 (Xen domain 5): {BY_OTHERS}; {why}: {rule}"
     assert told(domain(5)) == [text]
     assert told(domain(5), channel(5, name="org.qemu.guest_agent.0")) == [text]
 
@@ -174,7 +215,22 @@ def test_a_domain_without_a_channel() -> None:
 def test_a_channel_that_is_no_socket(connection: str, path: str) -> None:
     assert told(domain(5), channel(5, path, connection=connection)) == [
         f"! web-1 (Xen domain 5): {BY_OTHERS}; "
-        f"its channel is no socket: set connection=socket and a path in xl.cfg: {SEE}"
+        "its channel is no socket: set connection=socket and a path in xl.cfg"
+    ]
+
+
+def test_a_socket_may_lie_in_dev() -> None:
+    (found,) = said(domain(5), channel(5, "/dev/shm/x.sock"))
+    assert found.more == lines(path="/dev/shm/x.sock")
+
+
+def test_a_path_that_is_too_long_for_a_socket() -> None:
+    longest = "/run/" + 102 * "x"
+    (found,) = said(domain(5), channel(5, longest))
+    assert found.more == lines(path=longest)
+    assert told(domain(5), channel(5, longest + "x")) == [
+        f"! web-1 (Xen domain 5): {BY_OTHERS}; "
+        "its channel's socket has a path of more than 107 bytes: set a shorter one in xl.cfg"
     ]
 
 
@@ -182,7 +238,7 @@ def test_a_channel_that_is_no_socket(connection: str, path: str) -> None:
 def test_a_path_that_cannot_stand_in_the_file(path: str, shown: str) -> None:
     assert told(domain(5), channel(5, path)) == [
         f"! web-1 (Xen domain 5): {BY_OTHERS}; its channel's socket is {shown}: "
-        f"set an absolute path of ASCII characters in xl.cfg: {SEE}"
+        "set an absolute path of ASCII characters in xl.cfg"
     ]
 
 
@@ -198,6 +254,18 @@ def test_a_name_that_would_command_the_terminal() -> None:
     (found,) = said(domain(5, "evil\x1b[2J\nname"), channel(5))
     assert found.text.isprintable()
     assert all(line.isprintable() and line.isascii() for line in found.more)
+
+
+def test_a_name_is_made_printable_whatever_xenstore_let_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    evil = [XenDomain(number, "evil\x1b[2J\nname", XenChannel("socket", path)) for number, path in
+            ((5, PATH), (6, "/same"), (7, "/same"))]  # fmt: skip
+    monkeypatch.setattr(dom0, "read_domains", lambda: evil)
+    with dom0_with():
+        found = list(check_dom0(config(), NOBODY, PATIENCE_S))
+    assert len(found) == 2
+    for finding in found:
+        assert "evil\\x1b[2J\\nname (Xen domain " in finding.text
+        assert finding.text.isprintable()
 
 
 # Whether this is a dom0 at all
@@ -231,6 +299,21 @@ def test_a_xenstore_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monk
     cannot = "whether there are domains that libvirt does not list cannot be seen: "
     assert found == note(f"{cannot}{tmp_path}: Is a directory")
     assert list(check_dom0(config(uris=("qemu:///system",)), NOBODY, PATIENCE_S)) == []
+
+
+def test_more_domains_than_one_answer_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    real_answer = Xenbus.answer
+
+    def answer(self: Xenbus, kind: int, request: int, path: str) -> bytes:
+        if path != "/local/domain":
+            return real_answer(self, kind, request, path)
+        return HEADER.pack(ERROR, request, 0, 6) + b"E2BIG\0"
+
+    monkeypatch.setattr(Xenbus, "answer", answer)
+    assert told(domain(5)) == [
+        "whether there are domains that libvirt does not list cannot be seen: "
+        "there are more domains than one answer of xenstore holds"
+    ]
 
 
 def test_a_xenstore_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,11 +365,12 @@ def test_any_text_is_a_string_of_toml(text: str) -> None:
     assert written.isprintable()
 
 
-@given(st.text(), st.booleans())
-def test_any_domain_has_a_name_that_the_file_may_have(name: str, taken: bool) -> None:
+@given(st.text(), st.integers(0, 20))
+def test_any_domain_has_a_name_that_the_file_may_have(name: str, taken: int) -> None:
     named = XenDomain(65535, name, None)
-    free = channel_name(named, set())
-    assert NAME.fullmatch(free)
-    again = channel_name(named, {free})
-    assert NAME.fullmatch(again)
-    assert again != free
+    names: set[str] = set()
+    for _ in range(taken + 1):
+        free = channel_name(named, names)
+        assert NAME.fullmatch(free)
+        assert free not in names
+        names.add(free)
