@@ -567,6 +567,19 @@ def test_a_channel_of_another_user(listener: socket.socket, monkeypatch: pytest.
         assert static == [expected]
 
 
+def test_a_static_socket_that_is_a_listed_domains(listener: socket.socket, tmp_path: Path) -> None:
+    path, link = listener.getsockname(), tmp_path / "link"
+    link.symlink_to(path)
+    static = config("qemu:///system", channels=(ChannelConfig("vm-1", str(link)),))
+    there = [domain("web-2", virtio(None)), domain("we\x1bb", virtio(path)), domain("web-3")]
+    assert lines(check_domains(static, lambda _: there))[-1] == (
+        f"! vm-1: {link} is the socket of we\\x1bb, which libvirt lists: "
+        "two channels on one socket, of which one waits for ever; take the [[channel]] out"
+    )
+    there = [domain("web-1", virtio(f"{path}-2"))]
+    assert not any("two channels" in line for line in lines(check_domains(static, lambda _: there)))
+
+
 def test_a_static_socket_of_a_vm_that_is_off() -> None:
     found = lines(check_domains(config(channels=(ChannelConfig("vm-1", "/nonexistent/s"),))))
     assert found == ["vm-1: no socket at /nonexistent/s; the VM is off, or its QEMU has no such chardev"]

@@ -20,6 +20,7 @@ from netrng_hostd.operate.units import printable
 
 LIBVIRT_S = 10.0
 
+
 class Listing(NamedTuple):
     """What runs at a URI; ``domains`` is None where libvirt did not answer, and ``trouble`` says why."""
 
@@ -61,8 +62,16 @@ def check_domains(
     for uri in config.libvirt.uris:
         listings.append(_ask(uri, list_them, libvirt_s))
         yield from _check_uri(listings[-1], config.libvirt)
+    owners = _owners(listings)
     for channel in config.channels:
-        yield from _check_static(channel.name, channel.path)
+        owner = owners.get(os.path.realpath(channel.path))
+        if owner is None:
+            yield from _check_static(channel.name, channel.path)
+        else:
+            yield problem(
+                f"{channel.name}: {channel.path} is the socket of {printable(owner)}, which libvirt lists: "
+                "two channels on one socket, of which one waits for ever; take the [[channel]] out"
+            )
     yield from check_dom0(config, _xen_ids(listings))
 
 
@@ -74,6 +83,16 @@ def _ask(uri: str, list_them: ListDomains, libvirt_s: float) -> Listing:
     except HypervisorError as error:
         trouble = str(error)
     return Listing(uri, None, trouble)
+
+
+def _owners(listings: Sequence[Listing]) -> dict[str, str]:
+    """The names of domains, by the real paths of their sockets."""
+    return {
+        os.path.realpath(domain.channel.path): domain.name
+        for listing in listings
+        for domain in listing.domains or ()
+        if domain.channel is not None and domain.channel.path is not None
+    }
 
 
 def _xen_ids(listings: Sequence[Listing]) -> frozenset[int] | None:
