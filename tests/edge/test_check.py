@@ -26,8 +26,9 @@ from tests.streams import stream
 
 from netrng_hostd.config import ChannelConfig, Config, LibvirtConfig, SourceConfig
 from netrng_hostd.hypervisor import LiveChannel, LiveDomain, QuotaElement, UnreachableError
+from netrng_hostd.hypervisor.domain_xml import DomainXmlError
 from netrng_hostd.operate import check
-from netrng_hostd.operate.check import device, host, upstream
+from netrng_hostd.operate.check import device, domains, host, upstream
 from netrng_hostd.operate.check.device import check_source, holders
 from netrng_hostd.operate.check.domains import check_domains, list_domains
 from netrng_hostd.operate.check.finding import Finding, Job, TooLate, within
@@ -587,9 +588,21 @@ def test_a_static_socket_of_a_vm_that_is_off() -> None:
 
 def test_libvirts_own_test_driver() -> None:
     (found,) = list_domains("test:///default")
+    assert isinstance(found, LiveDomain)
     assert (found.name, found.channel) == ("test", None)
     with pytest.raises(UnreachableError):
         list_domains("qemu+unix:///session?socket=/nonexistent/libvirt-sock")
+
+
+def test_a_domain_whose_xml_cannot_be_read_is_listed_by_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    (known,) = list_domains("test:///default")
+
+    def refuse(*_: str) -> LiveDomain:
+        raise DomainXmlError("too large")
+
+    monkeypatch.setattr(domains, "parse_live", refuse)
+    assert isinstance(known, LiveDomain)
+    assert list_domains("test:///default") == [known.id]
 
 
 # The daemon's own needs

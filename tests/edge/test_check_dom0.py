@@ -345,6 +345,12 @@ def test_one_listing_serves_both() -> None:
     assert [finding.more for finding in found if finding.more] == [lines(path="/s6")], "QEMU's 6 is another"
 
 
+def test_libvirts_domain_whose_xml_cannot_be_read_is_not_said_to_be_xls() -> None:
+    with dom0_with(domain(5), channel(5), domain(6), channel(6, "/s6")):
+        found = list(check_domains(config(), lambda _: [5], PATIENCE_S))
+    assert [finding.more for finding in found if finding.more] == [lines(path="/s6")]
+
+
 def test_a_libvirt_that_is_down_is_blamed_for_no_domain() -> None:
     def refuse(uri: str) -> Sequence[LiveDomain]:
         raise UnreachableError(f"{uri}: cannot connect")

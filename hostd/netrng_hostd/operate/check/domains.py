@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Union
 
 from netrng_hostd.config import Config, LibvirtConfig
 from netrng_hostd.core.spelling import QuotaError
@@ -22,28 +22,36 @@ LIBVIRT_S = 10.0
 
 
 class Listing(NamedTuple):
-    """What runs at a URI; ``domains`` is None where libvirt did not answer, and ``trouble`` says why."""
+    """What runs at a URI; ``domains`` is None where libvirt did not answer, and ``trouble`` says why.
+
+    ``ids``: also of those whose XML could not be read, which are not in ``domains``.
+    """
 
     uri: str
     domains: Sequence[LiveDomain] | None
+    ids: frozenset[int] = frozenset()
     trouble: str = ""
 
 
-ListDomains = Callable[[str], Sequence[LiveDomain]]
+ListDomains = Callable[[str], Sequence[Union[LiveDomain, int]]]
 
 
-def list_domains(uri: str) -> list[LiveDomain]:
-    """The running domains, over a read-only connection. Raises HypervisorError."""
+def list_domains(uri: str) -> list[LiveDomain | int]:
+    """The running domains, over a read-only connection; the id alone of one whose XML could not be read.
+
+    Raises HypervisorError.
+    """
     connection = Connection(
         uri, read_only=True, on_event=lambda *_: None, on_close=lambda _: None, later=lambda _: None
     )
-    found: list[LiveDomain] = []
+    found: list[LiveDomain | int] = []
     try:
         connection.open()
-        for uuid, _ in connection.active():
+        for uuid, number in connection.active():
             try:
                 domain = parse_live(connection.live_xml(uuid), uri)
             except (NoDomainError, DomainXmlError):
+                found.append(number)
                 continue
             if domain is not None:
                 found.append(domain)
@@ -77,12 +85,14 @@ def check_domains(
 
 def _ask(uri: str, list_them: ListDomains, libvirt_s: float) -> Listing:
     try:
-        return Listing(uri, within(libvirt_s, lambda: list_them(uri)))
+        found = within(libvirt_s, lambda: list_them(uri))
+        ids = frozenset(one if isinstance(one, int) else one.id for one in found)
+        return Listing(uri, [one for one in found if not isinstance(one, int)], ids)
     except TooLate:
         trouble = f"{uri}: no answer from libvirt in {libvirt_s:g} s; look at its log, or restart it"
     except HypervisorError as error:
         trouble = str(error)
-    return Listing(uri, None, trouble)
+    return Listing(uri, None, trouble=trouble)
 
 
 def _owners(listings: Sequence[Listing]) -> dict[str, str]:
@@ -97,10 +107,10 @@ def _owners(listings: Sequence[Listing]) -> dict[str, str]:
 
 def _xen_ids(listings: Sequence[Listing]) -> frozenset[int] | None:
     """Of the domains at Xen's URIs; None where one of these did not answer."""
-    xen = [listing.domains for listing in listings if drives_xen(listing.uri)]
-    if None in xen:
+    xen = [listing for listing in listings if drives_xen(listing.uri)]
+    if any(listing.domains is None for listing in xen):
         return None
-    return frozenset(domain.id for domains in xen for domain in domains or ())
+    return frozenset().union(*(listing.ids for listing in xen))
 
 
 def _check_uri(listing: Listing, libvirt: LibvirtConfig) -> Iterator[Finding]:
