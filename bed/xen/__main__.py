@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         raise BedError(f"QEMU cannot be given files of {ROOT}: no blanks, commas and quotes, please")
     module = arguments[1:] if arguments[:1] == ["-m"] else ["pytest", *_OPTIONS, *(arguments or _TESTS)]
     begun = time.monotonic()
-    with RunDirectory() as run, _started(run.path) as dom0:
+    with RunDirectory() as run, contextlib.closing(_started(run.path)) as dom0:
         dom0.check(snapshot.MOUNT)
         say(f"dom0 and its domUs are up after {time.monotonic() - begun:.0f} s")
         shutil.rmtree(RESULTS, ignore_errors=True)
@@ -69,6 +69,7 @@ def _started(folder: Path) -> Computer:
         try:
             dom0.start()
         except BedError:
+            dom0.close()
             saved.memory.unlink()  # the next run makes it anew
             raise
     return dom0
