@@ -73,7 +73,7 @@ class Daemon:
                 self.supply,
                 changed=self._review,
                 failed=lambda error: self._fail("a source's reader", error),
-                max_read=max(64, min(MAX_READ, self.reservoir.room // 4 // len(names))),
+                max_read=max(64, min(MAX_READ, self.reservoir.general_size // 4 // len(names))),
             )
             for source in config.sources
         ]

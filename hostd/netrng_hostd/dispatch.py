@@ -56,8 +56,9 @@ class Dispatcher:
         # A source's bytes come a test window at a time, or a whole read where that is more.
         read_size = self.supply.read_size
         # With less than a start-up's bytes of room beside those kept, the source could never begin anew, and
-        # with less than a read's, it would be read less at a time.
-        most = max(0, self.reservoir.general_size - max(STARTUP, read_size) - MIN_SAMPLE - SEED_SIZE)
+        # with less than for a read, and what the tests hold, it would be read once a second.
+        room = max(STARTUP, read_size + BYTE_WINDOW)
+        most = max(0, self.reservoir.general_size - room - MIN_SAMPLE - SEED_SIZE)
         kept_ns = most * NS_PER_S // max(1, scheduler.reserved)
         gap_bytes = GAPS * max(BYTE_WINDOW, read_size)
         scheduler.gap_ns = min(gap_bytes * NS_PER_S // rate, kept_ns) if rate else 0
@@ -73,11 +74,11 @@ class Dispatcher:
         uuid = self._uuid_of.pop(channel)
         channels = self._channels[uuid]
         channels.remove(channel)
+        now_ns = time.monotonic_ns()
         if channels:
-            self._tell_want(uuid)
+            self._tell_want(uuid, now_ns)
             return
         del self._channels[uuid]
-        now_ns = time.monotonic_ns()
         self.scheduler.want(uuid, 0, 0, now_ns)
         self.scheduler.forget(uuid, now_ns)
         self.ledger.forget(uuid)
@@ -90,7 +91,7 @@ class Dispatcher:
     def wants_changed(self, channel: Channel) -> None:
         uuid = self._uuid_of.get(channel)
         if uuid is not None:
-            self._tell_want(uuid)
+            self._tell_want(uuid, time.monotonic_ns())
             self._pump_soon()
 
     def acked(self, channel: Channel, n_bytes: int) -> None:
@@ -116,15 +117,21 @@ class Dispatcher:
         }
         self.ledger.check(self.supply.held, self.reservoir.stored, in_flight)
 
-    def _serving(self, uuid: str) -> Channel | None:
-        """Of a domain's channels that ask, the next in turn, seeds first: two clones share what is theirs."""
-        asking = [channel for channel in self._channels[uuid] if any(channel.wanted)]
-        return max(asking, key=lambda channel: channel.wanted[0] > 0, default=None)
+    def _serving(self, uuid: str) -> tuple[Channel | None, int, int]:
+        """Of a domain's channels that ask, the next in turn, seeds first, and what it wants: (seed, body).
 
-    def _tell_want(self, uuid: str) -> None:
-        channel = self._serving(uuid)
-        seed, body = channel.wanted if channel is not None else (0, 0)
-        self.scheduler.want(uuid, seed, body, time.monotonic_ns())
+        So two clones share what is theirs.
+        """
+        found: tuple[Channel | None, int, int] = None, 0, 0
+        for channel in self._channels[uuid]:
+            seed, body = channel.wanted
+            if (seed and not found[1]) or (body and found[0] is None):
+                found = channel, seed, body
+        return found
+
+    def _tell_want(self, uuid: str, now_ns: int) -> None:
+        _, seed, body = self._serving(uuid)
+        self.scheduler.want(uuid, seed, body, now_ns)
 
     def _destroy_unsent(self) -> None:
         for channel in list(self._uuid_of):
@@ -139,8 +146,8 @@ class Dispatcher:
         if self._pump_due is not None:
             self._pump_due.cancel()
             self._pump_due = None
+        now_ns = time.monotonic_ns()  # once: to ask is a system call under Xen
         for _ in range(BATCH):
-            now_ns = time.monotonic_ns()
             if not self._send_one(now_ns):
                 self._wake_when_due(now_ns)
                 break
@@ -155,10 +162,10 @@ class Dispatcher:
         pick = self.scheduler.pick(now_ns, reservoir.available, reservoir.seed_available)
         if pick is None:
             return False
-        channel = self._serving(pick.uuid)
-        if channel is None or pick.n_bytes > sum(channel.wanted):
+        channel, seed, body = self._serving(pick.uuid)
+        if channel is None or pick.n_bytes > seed + body:
             # It stopped asking without a word: its turn is over, and the others' goes on.
-            self._tell_want(pick.uuid)
+            self.scheduler.want(pick.uuid, seed, body, now_ns)
             return True
         sample, parts = reservoir.take(pick.n_bytes, pick.from_seed_reserve)
         # Booked before it is sent: if the write finds the channel dead, these bytes are lost, not unsent.
@@ -171,7 +178,7 @@ class Dispatcher:
         turns.append(channel)
         channel.send_sample(sample)
         if pick.uuid in self._channels:
-            self._tell_want(pick.uuid)
+            self._tell_want(pick.uuid, now_ns)
         return True
 
     def _wake_when_due(self, now_ns: int) -> None:

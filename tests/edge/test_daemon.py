@@ -30,6 +30,8 @@ from tests.edge.rig import (
 from tests.streams import assert_disjoint, stream
 
 from netrng_guest import wire
+from netrng_hostd.config import load
+from netrng_hostd.daemon import Daemon
 
 NO_LIBVIRT = "[libvirt]\nuris = []\n"
 
@@ -59,6 +61,14 @@ def config_of(folder: Path, *names: str, path: str | None = None, extra: str = "
 def wait_for_more(guest: Guest, n_bytes: int, what: str) -> None:
     before = len(guest.taken)
     wait_for(lambda: len(guest.taken) >= before + n_bytes, what)
+
+
+def test_a_whole_read_has_room_beside_a_full_seed_reserve(tmp_path: Path) -> None:
+    """Or it would be waited for, and bytes would come once a second."""
+    config = tmp_path / "hostd.toml"
+    config.write_text(source("/dev/urandom") + '[reservoir]\nsize = "5KiB"\nseed_reserve = "3KiB"\n')
+    daemon = Daemon(load(str(config)), None)
+    assert 4 * daemon.watches[0]._max_read <= daemon.reservoir.general_size == 2048
 
 
 def wait_for_session(guest: Guest, number: int) -> None:

@@ -173,6 +173,9 @@ def test_what_is_kept_lasts_from_one_read_of_a_source_to_the_one_after_the_next(
             dispatcher.supply.attach(SOURCE, reader)
             dispatcher.adapt(rate, 512)
             assert dispatcher.scheduler.kept >= max(512, reader._size.bytes)  # half of what two reads bring
+            dispatcher.adapt(1, 512)  # as much as may be kept: the tests hold 511 bytes, and a read has room
+            room = dispatcher.reservoir.general_size - dispatcher.scheduler.kept - 511
+            assert room >= max(512, reader._size.bytes)
             dispatcher.stop()
 
     asyncio.run(scenario(), debug=True)

@@ -20,7 +20,7 @@ from netrng_hostd.core.vetting import Vetted, Vetting
 from netrng_hostd.sources import Source, SourceFailure, make_source
 from netrng_hostd.sources.delivery import Outbox
 from netrng_hostd.sources.pace import ALARM_MEMORY_NS, FIRST_RETRY_NS, SETTLED_NS
-from netrng_hostd.sources.reader import LOOK_NS, Delivery, SourceReader, SourceState
+from netrng_hostd.sources.reader import LOOK_NS, MAX_READ, Delivery, SourceReader, SourceState
 
 
 def noise(length: int, key: bytes = b"netrng") -> bytes:
@@ -599,6 +599,54 @@ class Steady:
         self.given += len(view)
         self._clock.now_ns += len(view) * 1_000_000_000 // self._rate
         return len(view)
+
+
+class Immediate(Steady):
+    """A source that takes no time, and remembers how much was asked of it."""
+
+    def __init__(self) -> None:
+        super().__init__(Clock(), 1 << 40)
+        self.asked: list[int] = []
+
+    def read_into(self, view: memoryview) -> int:
+        self.asked.append(len(view))
+        return super().read_into(view)
+
+
+DOUBLED = [64 << n for n in range(10)]  # up to MAX_READ
+
+
+def test_where_a_source_is_fast_room_is_waited_for_a_whole_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or it would be read a sample at a time."""
+    monkeypatch.setattr("netrng_hostd.sources.reader.WAKE_S", PATIENCE_S)
+
+    async def scenario() -> None:
+        collector, source = Collector(), Immediate()
+        with reading(source, collector, allowance=sum(DOUBLED), clock=Clock()) as reader:
+            await until(lambda: collector.read == sum(DOUBLED))
+            for room in range(512, MAX_READ + 1, 512):
+                assert source.asked == DOUBLED, f"with room for {room} bytes"
+                reader.allow(sum(DOUBLED) + room)
+                await asyncio.sleep(0.001)  # in which it would read less, if it did
+            await until(lambda: collector.read == sum(DOUBLED) + MAX_READ)
+            assert source.asked == [*DOUBLED, MAX_READ]
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_room_for_a_part_of_a_read_is_filled_up_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may never be more: where reservations keep most of a small reservoir."""
+    monkeypatch.setattr("netrng_hostd.sources.reader.WAKE_S", 0.005)
+
+    async def scenario() -> None:
+        collector, source = Collector(), Immediate()
+        with reading(source, collector, allowance=sum(DOUBLED), clock=Clock()) as reader:
+            await until(lambda: collector.read == sum(DOUBLED))
+            reader.allow(sum(DOUBLED) + 100)
+            await until(lambda: collector.read == sum(DOUBLED) + 100)
+            assert source.asked == [*DOUBLED, 100]
+
+    asyncio.run(scenario(), debug=True)
 
 
 def test_a_probe_measures_though_nobody_has_room_and_then_stops_by_itself(

@@ -30,7 +30,7 @@ from netrng_hostd.sources.pace import CapacityMeter, ReadSize, Retry
 T = TypeVar("T")
 
 LOOK_NS = 1_000_000_000  # between two looks at what the kernel has behind the device
-WAKE_S = 1.0  # while there is no room: to look
+WAKE_S = 1.0  # while there is no room: to look, and to fill up what has room for a part of a read
 MAX_READ = 32768  # bytes in one read at most, so that a fast source leaves the loop room to breathe
 SOON_NS = 500_000_000
 
@@ -106,7 +106,7 @@ class SourceReader:
             self._replaceable = replaceable
             more = total > self._allowance
             self._allowance = total
-            if more:
+            if more and self._is_worth_it():
                 self._permitted.notify()
 
     def probe(self) -> None:
@@ -256,8 +256,16 @@ class SourceReader:
             self._retry.succeeded(now_ns)
             self._report(SourceState("healthy"))
 
+    def _is_worth_it(self) -> bool:
+        """Whether there is room for a whole read: where a source is fast each costs more than its bytes."""
+        return self._allowance - self._total_read >= self._size.bytes
+
     def _room(self) -> int | None:
-        """How much may be read now, in bytes; waits for it. 0: in a probe, in vain; None: stopping."""
+        """How much may be read now, in bytes; waits for it. 0: in a probe, in vain; None: stopping.
+
+        What is too little for a whole read is filled up when it has been so for a while.
+        """
+        waited = False
         while True:
             if not self._stopping:
                 self._look()
@@ -267,12 +275,12 @@ class SourceReader:
                 room = self._allowance - self._total_read
                 if self._probing:
                     return max(0, room + self._replaceable)
-                if room > 0:
+                if self._is_worth_it() or (waited and room > 0):
                     return room
                 self.capacity.waited()
                 # It was allowed less while nothing came: now no byte may come.
                 self.read_since_ns = self.passed_since_ns = None
-                self._permitted.wait(WAKE_S)
+                waited = not self._permitted.wait(WAKE_S)
 
     def _look(self) -> None:
         """The kernel's answer may wait for a device that hangs (rng_mutex), so the loop must not ask."""
