@@ -139,10 +139,29 @@ def test_signs_of_an_agent_without_our_probe_repeat_the_probe_once_a_second() ->
     assert bench.output() == []
     bench.wait(1)
     assert bench.output() == [Probe(nonce(1), 1, 1)]
-    bench.wait(100 * SECOND)
-    assert bench.output() == []  # a silent channel is not filled with PROBEs
+    bench.wait(10 * SECOND)
+    assert bench.output() == []
     bench.receive(Knock(G))
+    assert bench.output() == [Probe(nonce(1), 1, 1)], "whenever the next repetition by time is due"
+
+
+def test_a_probe_is_repeated_seldom_while_nothing_is_heard() -> None:
+    """Another program may have read it, and an agent at a terminal that hears nothing says nothing."""
+    bench = Bench()
     assert bench.output() == [Probe(nonce(1), 1, 1)]
+    for minutes in (1, 2, 4, 8, 16, 32, 60, 60):
+        bench.wait(60 * minutes * SECOND - 1)
+        assert bench.output() == []
+        bench.wait(1)
+        assert bench.output() == [Probe(nonce(1), 1, 1)]
+    bench.open()
+    for _ in range(400):
+        bench.wait(10 * SECOND)
+        assert not any(isinstance(frame, Probe) for frame in bench.output()), "in a session there is none"
+    bench.receive(wire.Bye(nonce(1)))
+    assert bench.output() == [Probe(nonce(2), 1, 1)]
+    bench.wait(60 * SECOND)
+    assert bench.output() == [Probe(nonce(2), 1, 1)], "the gaps begin anew"
 
 
 def test_a_late_open_cancels_the_repeated_probe() -> None:

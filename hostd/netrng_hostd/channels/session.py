@@ -15,6 +15,8 @@ from netrng_guest import wire
 SECOND_NS = 1_000_000_000
 KEEP_ALIVE_NS = 10 * SECOND_NS
 MIN_GAP_NS = SECOND_NS  # between two answers of one kind that a guest can provoke
+# From a PROBE to its repetition by time alone, doubling: what nobody reads piles up, 26 bytes an hour.
+FIRST_PROBE_GAP_NS, MAX_PROBE_GAP_NS = 60 * SECOND_NS, 3600 * SECOND_NS
 FIRST_BACKOFF_NS, MAX_BACKOFF_NS = SECOND_NS, 60 * SECOND_NS
 GOOD_BEHAVIOUR_NS = 60 * SECOND_NS  # after which the back-off starts at its first value again
 
@@ -101,6 +103,7 @@ class HostSession:
         self._due: dict[str, int] = {}  # "probe", "answer", "hold", "status" -> when
         self._last: dict[str, int] = {}  # "probe", "answer", "status" -> when it was last done
         self._untrusted_status = b""
+        self._probe_gap_ns = FIRST_PROBE_GAP_NS
         self._backoff_ns = 0
         self._deaf_until_ns = 0
 
@@ -271,8 +274,9 @@ class HostSession:
 
     def _later(self, name: str, now_ns: int, events: list[Event]) -> None:
         """Do it now or, when it was last done less than a second ago, once that second is over."""
-        due = self._due.setdefault(name, max(now_ns, self._last.get(name, -MIN_GAP_NS) + MIN_GAP_NS))
-        if due <= now_ns:
+        soonest_ns = max(now_ns, self._last.get(name, -MIN_GAP_NS) + MIN_GAP_NS)
+        self._due[name] = min(soonest_ns, self._due.get(name, soonest_ns))
+        if self._due[name] <= now_ns:
             self._do(name, now_ns, events)
 
     def _do(self, name: str, now_ns: int, events: list[Event]) -> None:
@@ -282,6 +286,8 @@ class HostSession:
             if self.state == VIOLATED:
                 self._name_session()
             self._output[wire.PROBE] = wire.Probe(self.session, *self._versions)
+            self._due[name] = now_ns + self._probe_gap_ns
+            self._probe_gap_ns = min(2 * self._probe_gap_ns, MAX_PROBE_GAP_NS)
         elif name == "hold":
             self._output[wire.HOLD] = wire.Hold(self.session, self.sent)
             self._due[name] = now_ns + KEEP_ALIVE_NS
@@ -306,6 +312,7 @@ class HostSession:
         self.state = PROBING
         self.session = self._new_nonce()
         self.sent = self.acked = self.lost = 0
+        self._probe_gap_ns = FIRST_PROBE_GAP_NS
 
     def _start_anew(self, reason: str, now_ns: int, events: list[Event]) -> None:
         self._end(reason, events)
