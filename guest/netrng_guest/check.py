@@ -57,7 +57,7 @@ def _check_channel(found: Findings, channel: Optional[str], sysfs: str, dev: str
         found.mend(str(error), error.how)
         return
     if not os.path.exists(path):
-        how = finder.ATTACH if channel else "mount -t devtmpfs none /dev"
+        how = finder.how_to_attach(path) if channel else "mount -t devtmpfs none /dev"
         found.mend("{} does not exist".format(path), how)
         return
     opened = port.Port(path)
@@ -69,7 +69,7 @@ def _check_channel(found: Findings, channel: Optional[str], sysfs: str, dev: str
         if port.BUSY in str(error):
             found.ok("{}: in use, presumably by netrng-guest itself".format(path))
         else:
-            how = ANOTHER if channel else finder.ATTACH
+            how = ANOTHER if channel else finder.how_to_attach(path)
             found.mend(str(error), "run netrng-guest check as root" if os.geteuid() else how)
         return
     finally:

@@ -42,6 +42,11 @@ def find_channel(sysfs: str = SYSFS, dev: str = DEV) -> str:
     raise NoChannel("no channel " + NAME, ATTACH)
 
 
+def how_to_attach(path: str) -> str:
+    """What to do where the channel's device, a port or a console, is not usable."""
+    return ATTACH_XEN if os.path.basename(path).startswith("hvc") else ATTACH
+
+
 def find_virtio(sysfs: str = SYSFS, dev: str = DEV) -> Optional[str]:
     """The device of the port with our name, None if there is none."""
     try:

@@ -482,6 +482,26 @@ def test_each_uri_is_asked_for_itself() -> None:
     assert found == ["a:///: no domain is running", "b:///: no domain is running"]
 
 
+def test_a_domain_whose_xml_cannot_be_read_runs_all_the_same() -> None:
+    found = lines(check_domains(config("qemu:///system"), lambda _: [3, domain(), 5]))
+    assert found[0] == (
+        "qemu:///system: the XML of these running domains could not be read: 3, 5; try: virsh dumpxml ID"
+    )
+    assert found[1].startswith("web-1 has no channel")
+
+
+def test_two_domains_on_one_socket(listener: socket.socket) -> None:
+    path = listener.getsockname()
+    static = config("qemu:///system", channels=(ChannelConfig("vm-1", path),))
+    there = [domain("web-1", virtio(path)), domain("web-2", virtio(path))]
+    shared, pasted = lines(check_domains(static, lambda _: there))
+    assert shared == (
+        f"! web-1 and web-2: their channels have the same socket, {path}; "
+        "take <source> out of the channel's XML, and libvirt gives each its own"
+    )
+    assert pasted.startswith(f"! vm-1: {path} is the socket of web-1 and web-2, which libvirt lists")
+
+
 def test_domains_without_a_channel_are_notes() -> None:
     assert domains_found(domain()) == ["web-1 has no channel; give it one: netrng-hostd attach web-1"]
     assert domains_found(domain(), uri="xen:///system") == [
@@ -502,7 +522,8 @@ def test_metadata_that_does_not_count_is_a_note(listener: socket.socket) -> None
     assert domains_found(typo, uri="xen:///system") == [f"{text} --connect xen:///system web-1"]
     deaf = Config(control="/x", libvirt=LibvirtConfig(("qemu:///system",), trust_metadata=False))
     text = "web-1 has a quota in its metadata that does not count: libvirt.trust_metadata is false"
-    assert lines(check_domains(deaf, lambda _: [good, typo, served])) == [text, text]
+    for there, told in (([good], [text]), ([typo], [text]), ([served], [])):
+        assert lines(check_domains(deaf, {"qemu:///system": there}.__getitem__)) == told
 
 
 def test_a_name_that_would_command_the_terminal() -> None:

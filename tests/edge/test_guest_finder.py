@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from netrng_guest import xenstore
-from netrng_guest.finder import NoChannel, find_channel, find_virtio
+from netrng_guest.finder import NoChannel, find_channel, find_virtio, how_to_attach
 
 from .rig import PATIENCE_S
 from .xenbus import ERROR, HEADER, Xenbus
@@ -124,3 +124,8 @@ def test_a_search_takes_so_long_and_no_longer(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(NoChannel, match="not all answered within 0 s"):
             find_channel(str(tmp_path))
     assert double.asked == []
+
+
+def test_how_to_attach_depends_on_what_the_channel_is() -> None:
+    assert how_to_attach("/dev/vport1p1") == "on the host: netrng-hostd attach DOMAIN"
+    assert "then switch the domain off" in how_to_attach("/dev/hvc1")

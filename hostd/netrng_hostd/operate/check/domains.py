@@ -21,22 +21,29 @@ from netrng_hostd.operate.units import printable
 LIBVIRT_S = 10.0
 
 
-class Listing(NamedTuple):
-    """What runs at a URI; ``domains`` is None where libvirt did not answer, and ``trouble`` says why.
+Listed = Union[LiveDomain, int]  # a domain's id alone where its XML could not be read
+ListDomains = Callable[[str], Sequence[Listed]]
 
-    ``ids``: also of those whose XML could not be read, which are not in ``domains``.
-    """
+
+class Listing(NamedTuple):
+    """What runs at a URI; ``found`` is None where libvirt did not answer, and ``trouble`` says why."""
 
     uri: str
-    domains: Sequence[LiveDomain] | None
-    ids: frozenset[int] = frozenset()
+    found: Sequence[Listed] | None
     trouble: str = ""
 
+    @property
+    def domains(self) -> list[LiveDomain]:
+        """Those whose XML could be read."""
+        return [one for one in self.found or () if not isinstance(one, int)]
 
-ListDomains = Callable[[str], Sequence[Union[LiveDomain, int]]]
+    @property
+    def unread(self) -> list[int]:
+        """The ids of the others."""
+        return [one for one in self.found or () if isinstance(one, int)]
 
 
-def list_domains(uri: str) -> list[LiveDomain | int]:
+def list_domains(uri: str) -> list[Listed]:
     """The running domains, over a read-only connection; the id alone of one whose XML could not be read.
 
     Raises HypervisorError.
@@ -44,7 +51,7 @@ def list_domains(uri: str) -> list[LiveDomain | int]:
     connection = Connection(
         uri, read_only=True, on_event=lambda *_: None, on_close=lambda _: None, later=lambda _: None
     )
-    found: list[LiveDomain | int] = []
+    found: list[Listed] = []
     try:
         connection.open()
         for uuid, number in connection.active():
@@ -71,58 +78,66 @@ def check_domains(
         listings.append(_ask(uri, list_them, libvirt_s))
         yield from _check_uri(listings[-1], config.libvirt)
     owners = _owners(listings)
-    for channel in config.channels:
-        owner = owners.get(os.path.realpath(channel.path))
-        if owner is None:
-            yield from _check_static(channel.name, channel.path)
-        else:
+    for path, names in owners.items():
+        if len(names) > 1:
             yield problem(
-                f"{channel.name}: {channel.path} is the socket of {printable(owner)}, which libvirt lists: "
-                "two channels on one socket, of which one waits for ever; take the [[channel]] out"
+                f"{' and '.join(names)}: their channels have the same socket, {path}; "
+                "take <source> out of the channel's XML, and libvirt gives each its own"
             )
+    for channel in config.channels:
+        names = owners.get(os.path.realpath(channel.path), [])
+        if names:
+            yield problem(
+                f"{channel.name}: {channel.path} is the socket of {' and '.join(names)}, which libvirt "
+                "lists: two channels on one socket, of which one waits for ever; take the [[channel]] out"
+            )
+        else:
+            yield from _check_static(channel.name, channel.path)
     yield from check_dom0(config, _xen_ids(listings))
 
 
 def _ask(uri: str, list_them: ListDomains, libvirt_s: float) -> Listing:
     try:
-        found = within(libvirt_s, lambda: list_them(uri))
-        ids = frozenset(one if isinstance(one, int) else one.id for one in found)
-        return Listing(uri, [one for one in found if not isinstance(one, int)], ids)
+        return Listing(uri, within(libvirt_s, lambda: list_them(uri)))
     except TooLate:
         trouble = f"{uri}: no answer from libvirt in {libvirt_s:g} s; look at its log, or restart it"
     except HypervisorError as error:
         trouble = str(error)
-    return Listing(uri, None, trouble=trouble)
+    return Listing(uri, None, trouble)
 
 
-def _owners(listings: Sequence[Listing]) -> dict[str, str]:
-    """The names of domains, by the real paths of their sockets."""
-    return {
-        os.path.realpath(domain.channel.path): domain.name
-        for listing in listings
-        for domain in listing.domains or ()
-        if domain.channel is not None and domain.channel.path is not None
-    }
+def _owners(listings: Sequence[Listing]) -> dict[str, list[str]]:
+    """The printable names of domains, by the real paths of their sockets."""
+    owners: dict[str, list[str]] = {}
+    for domain in (domain for listing in listings for domain in listing.domains):
+        if domain.channel is not None and domain.channel.path is not None:
+            owners.setdefault(os.path.realpath(domain.channel.path), []).append(printable(domain.name))
+    return owners
 
 
 def _xen_ids(listings: Sequence[Listing]) -> frozenset[int] | None:
     """Of the domains at Xen's URIs; None where one of these did not answer."""
     xen = [listing for listing in listings if drives_xen(listing.uri)]
-    if any(listing.domains is None for listing in xen):
+    if any(listing.found is None for listing in xen):
         return None
-    return frozenset().union(*(listing.ids for listing in xen))
+    return frozenset(
+        one if isinstance(one, int) else one.id for listing in xen for one in listing.found or ()
+    )
 
 
 def _check_uri(listing: Listing, libvirt: LibvirtConfig) -> Iterator[Finding]:
-    uri, domains = listing.uri, listing.domains
+    uri = listing.uri
     if libvirt.transport == "stream" and drives_xen(uri):
         yield problem(f"{uri}: {XEN_HAS_NO_STREAMS}")
-    if domains is None:
+    if listing.found is None:
         yield problem(listing.trouble)
         return
-    if not domains:
+    if not listing.found:
         yield note(f"{uri}: no domain is running")
-    for domain in domains:
+    if listing.unread:
+        ids = ", ".join(map(str, listing.unread))
+        yield note(f"{uri}: the XML of these running domains could not be read: {ids}; try: virsh dumpxml ID")
+    for domain in listing.domains:
         name, channel = printable(domain.name), domain.channel
         yield from _check_metadata(name, domain, libvirt.trust_metadata)
         if channel is None:
