@@ -14,6 +14,7 @@ from typing import TypeVar
 from bed.jobs import Jobs, Result
 from bed.packages import BedError
 
+BOOT_S = 90.0
 PATIENCE = 3  # deadlines are for a machine at rest; a busy one takes its time, and nobody loses by waiting
 _T = TypeVar("_T")
 
@@ -72,6 +73,10 @@ class Inside(ABC):
     @abstractmethod
     def console(self) -> Path:
         """The file that its console writes to."""
+
+    def wait_up(self, deadline_s: float = BOOT_S) -> None:
+        """Waits until it runs commands."""
+        self.run("true", deadline_s)
 
     def run(self, script: str, deadline_s: float = 30.0) -> Result:
         """Runs a shell script in the guest as root: its exit code and output.

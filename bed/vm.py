@@ -15,12 +15,11 @@ import libvirt
 
 from bed import initramfs
 from bed.domain_xml import Files, Hardware, channel_socket, domain_xml
-from bed.inside import PATIENCE, Inside
+from bed.inside import BOOT_S, PATIENCE, Inside
 from bed.jobs import Jobs
 from bed.libvirtd import PrivateLibvirtd
 from bed.packages import Artefacts, BedError
 
-BOOT_S = 90.0
 SETTLE_S = 30.0
 
 
@@ -89,10 +88,6 @@ class VM(Inside):
         if wait:
             self.wait_up()
         return self
-
-    def wait_up(self, deadline_s: float = BOOT_S) -> None:
-        """Waits until the guest runs commands."""
-        self.run("true", deadline_s)
 
     @property
     def domain(self) -> libvirt.virDomain:

@@ -44,21 +44,25 @@ def main(arguments: list[str]) -> int:
         raise BedError(f"QEMU cannot be given files of {ROOT}: no blanks, commas and quotes, please")
     module = arguments[1:] if arguments[:1] == ["-m"] else ["pytest", *_OPTIONS, *(arguments or _TESTS)]
     begun = time.monotonic()
-    with RunDirectory() as run, contextlib.closing(_started(run.path)) as dom0:
+    with RunDirectory() as run, contextlib.ExitStack() as stack:
+        dom0 = _started(run.path, stack)
         dom0.check(snapshot.MOUNT)
         say(f"dom0 and its domUs are up after {time.monotonic() - begun:.0f} s")
         shutil.rmtree(RESULTS, ignore_errors=True)
         try:
             code = _run(dom0, module)
         finally:
-            with contextlib.suppress(BedError):  # it may be the computer that failed
+            try:
+                dom0.assert_running()
                 _bring_out(dom0)
+            except BedError as error:
+                say(f"there are no logs of dom0: {error}")
     say(f"ended after {time.monotonic() - begun:.0f} s with exit code {code}")
     return code
 
 
-def _started(folder: Path) -> Computer:
-    """The computer on which dom0 and its domUs are up."""
+def _started(folder: Path, stack: contextlib.ExitStack) -> Computer:
+    """The computer on which dom0 and its domUs are up; the stack switches it off."""
     payload.CACHE.mkdir(parents=True, exist_ok=True)
     with packages.locked(payload.CACHE / "lock"):  # which another run may be filling, and clearing
         made = images.prepare(packages.prepare())
@@ -67,12 +71,11 @@ def _started(folder: Path) -> Computer:
         saved = snapshot.prepare(made, brought)
         dom0 = Computer(made, saved.disk, brought, saved.memory)
         try:
-            dom0.start()
+            return stack.enter_context(dom0)
         except BedError:
-            dom0.close()
-            saved.memory.unlink()  # the next run makes it anew
+            if dom0.ended:
+                saved.memory.unlink()  # the next run makes it anew
             raise
-    return dom0
 
 
 def _run(dom0: Computer, module: Sequence[str]) -> int:

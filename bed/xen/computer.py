@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bed.inside import Inside
+from bed.inside import PATIENCE, Inside
 from bed.packages import BedError, say
 from bed.xen.images import Images
 
@@ -27,7 +27,7 @@ _BOOT_S, _SAVE_S = 400.0, 300.0
 
 
 class Computer(Inside):
-    """A context manager that switches it on and, at the end, off.
+    """A context manager that switches it on and, at the end, off and forgets what it said.
 
     ``disk`` is dom0's, as qcow2; ``payload`` see payload.py, its folder takes what the computer says;
     ``memory``: a file that `save` wrote, to go on from. With it, what is written to the disk is forgotten.
@@ -50,21 +50,7 @@ class Computer(Inside):
     def console(self) -> Path:
         return self._folder / "console"
 
-    def start(self) -> None:
-        """Switches it on."""
-        with (self._folder / "qemu.log").open("wb") as log:
-            # It ends with us, however we end.
-            self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "--", "qemu-system-x86_64", *self._options()],
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.STDOUT,
-                stdout=log,
-            )
-        if self._memory is not None:
-            self._wait(lambda: self._ask("query-status")["status"] == "paused", _BOOT_S, "its memory")
-            self._ask("cont")
-
-    def wait_up(self) -> None:
+    def wait_up(self, deadline_s: float = _BOOT_S) -> None:
         """Until dom0 has started all that it starts by itself, which it tells on the console."""
         shown = 0
 
@@ -79,7 +65,7 @@ class Computer(Inside):
                 raise BedError(f"dom0 did not come up\n{self.tail(60)}")
             return any(line.startswith("dom0: up after") for line in told)
 
-        self._wait(up, _BOOT_S, "dom0")
+        self._wait(up, deadline_s, "dom0")
 
     def save(self, memory: Path) -> None:
         """Stops it for good, and writes its memory to a file."""
@@ -99,13 +85,10 @@ class Computer(Inside):
         if self._process is not None:
             self._process.wait(_SAVE_S)
 
-    def close(self) -> None:
-        """Switches it off and forgets what it said."""
-        self.jobs.close()
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+    @property
+    def ended(self) -> bool:
+        """Whether QEMU ended by itself, as it does where it cannot use what it was given."""
+        return self._process is not None and (self._process.poll() or 0) > 0
 
     def assert_running(self) -> None:
         """Raises BedError, with what QEMU and the console said last, if it has ended."""
@@ -116,8 +99,21 @@ class Computer(Inside):
                 said = f"killed, which the kernel does where memory ends; it takes {NEEDED_MIB} MiB. {said}"
             raise BedError(f"the emulated computer ended: {said}\n{self.tail()}")
 
+    def _start(self) -> None:
+        with (self._folder / "qemu.log").open("wb") as log:
+            # It ends with us, however we end.
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", "--", "qemu-system-x86_64", *self._options()],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.STDOUT,
+                stdout=log,
+            )
+        if self._memory is not None:
+            self._wait(lambda: self._ask("query-status")["status"] == "paused", _BOOT_S, "its memory")
+            self._ask("cont")
+
     def _wait(self, condition: Callable[[], bool], deadline_s: float, what: str) -> None:
-        deadline = time.monotonic() + deadline_s
+        deadline = time.monotonic() + PATIENCE * deadline_s
         while not condition():
             self.assert_running()
             if time.monotonic() > deadline:
@@ -126,31 +122,19 @@ class Computer(Inside):
 
     def _ask(self, command: str, **arguments: object) -> dict[str, Any]:
         """One command of QEMU's monitor: https://www.qemu.org/docs/master/interop/qmp-spec.html"""
-        path = self._folder / "monitor"
-        self._wait(path.exists, _BOOT_S, "QEMU's monitor")
-        try:
-            answer = self._exchange(path, command, arguments)
-        except (OSError, ValueError):
-            self.assert_running()
-            raise BedError(f"QEMU hung up on {command}") from None
+        path = str(self._folder / "monitor")
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.settimeout(_SAVE_S)
+            # At first there is none, and then nobody listens at it.
+            self._wait(lambda: monitor.connect_ex(path) == 0, _BOOT_S, "QEMU's monitor")
+            try:
+                answer = _exchange(monitor, command, arguments)
+            except (OSError, ValueError):
+                self.assert_running()
+                raise BedError(f"QEMU hung up on {command}") from None
         if "return" not in answer:
             raise BedError(f"QEMU refused {command}: {answer}")
         return dict(answer["return"])
-
-    def _exchange(self, path: Path, command: str, arguments: dict[str, object]) -> dict[str, Any]:
-        with socket.socket(socket.AF_UNIX) as monitor:
-            monitor.settimeout(_SAVE_S)
-            monitor.connect(str(path))
-            with monitor.makefile("rw") as lines:
-                lines.readline()  # its greeting
-                answer: dict[str, Any] = {}
-                for execute, given in (("qmp_capabilities", {}), (command, arguments)):
-                    lines.write(json.dumps({"execute": execute, "arguments": given}) + "\n")
-                    lines.flush()
-                    answer = {"event": ""}
-                    while "event" in answer:
-                        answer = json.loads(lines.readline())
-        return answer
 
     def _options(self) -> list[str]:
         folder, images = self._folder, self._images
@@ -174,11 +158,29 @@ class Computer(Inside):
 
     def __enter__(self) -> Computer:
         try:
-            self.start()
+            self._start()
         except BaseException:
-            self.close()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self.jobs.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _exchange(monitor: socket.socket, command: str, arguments: dict[str, object]) -> dict[str, Any]:
+    """QEMU's answer, whatever it tells meanwhile."""
+    with monitor.makefile("rw") as lines:
+        lines.readline()  # its greeting
+        answer: dict[str, Any] = {}
+        for execute, given in (("qmp_capabilities", {}), (command, arguments)):
+            lines.write(json.dumps({"execute": execute, "arguments": given}) + "\n")
+            lines.flush()
+            answer = {"event": ""}
+            while "event" in answer:
+                answer = json.loads(lines.readline())
+    return answer

@@ -15,13 +15,12 @@ from pathlib import Path
 import libvirt
 
 from bed import initramfs
-from bed.inside import PATIENCE, Inside
+from bed.inside import BOOT_S, PATIENCE, Inside
 from bed.packages import ROOT, BedError
 from bed.xen.images import BOOT
 
 URI = "xen:///system"
 MEMORY_MIB = 160
-BOOT_S = 60.0
 CMDLINE = "console=hvc0 quiet mitigations=off nokaslr"
 _SOCKETS = Path("/run/bed")
 NETRNG, JOBS = "org.netrng.0", "org.netrng.jobs"
@@ -83,10 +82,6 @@ class DomU(Inside):
     @property
     def console(self) -> Path:
         return Path(f"/var/log/xen/console/guest-{self.name}.log")
-
-    def wait_up(self, deadline_s: float = BOOT_S) -> None:
-        """Waits until it runs commands."""
-        self.run("true", deadline_s)
 
     def write_image(self, main: str, files: dict[str, bytes | Path]) -> None:
         """What it boots from the next time; ``main`` is a shell script that it then runs."""

@@ -14,11 +14,11 @@ import libvirt
 import pytest
 from bed import kvm, rundir
 from bed.domain_xml import CHANNEL_XML
-from bed.inside import BedTimeout
+from bed.inside import BOOT_S, BedTimeout
 from bed.libvirtd import PrivateLibvirtd
 from bed.packages import Artefacts, BedError
 from bed.rundir import RunDirectory
-from bed.vm import BOOT_S, VM
+from bed.vm import VM
 from tests.edge.rig import wait_for
 
 BootVM = Callable[..., VM]
