@@ -10,14 +10,15 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from bed.xen.domu import BOOT_S, JOBS, NETRNG, Dom0, LibvirtDomU, XlDomU
+from bed.inside import BOOT_S
+from bed.xen.domu import JOBS, NETRNG, Dom0, LibvirtDomU, XlDomU
 from tests.vm.rig import AGENT, PYZ, STRACE
 
 STALE = 1_000_000  # bytes
 TAKEN = "/run/taken"  # what the third's agent was given
 WRITTEN = "/run/written"
-GO, FLOODED = "/run/go", "/run/flooded"
-FLOOD_S = 60
+GO, STOP, FLOODED = "/run/go", "/run/stop", "/run/flooded"
+FLOOD_S = 60  # at least
 _RUN = f"python3 -I -S {AGENT} run --rate 4kB/s"
 # Only calls that are traced stop, which makes much of a difference where each costs a tenth of a millisecond.
 _TRACED = f"exec {STRACE.replace('strace', 'strace --seccomp-bpf', 1)} {_RUN}"
@@ -31,7 +32,7 @@ until [ -e {GO} ]; do sleep 0.5; done
 exec 9<&-
 exec {_RUN} --sink pipe:{TAKEN}
 """
-# As much as its console takes, junk and frames in turn.
+# As much as its console takes, junk and frames in turn, for a minute and until it is told to stop.
 _FLOOD = f"""
 import os, sys, termios, time, tty
 sys.path.insert(0, "{AGENT}")
@@ -40,7 +41,7 @@ port = os.open("/dev/hvc2", os.O_RDWR | os.O_NOCTTY)
 tty.setraw(port, termios.TCSANOW)
 pieces = [os.urandom(4000), b"".join(wire.encode(wire.Knock(os.urandom(8))) for _ in range(100))]
 begun, n_bytes = time.monotonic(), 0
-while time.monotonic() < begun + {FLOOD_S}:
+while time.monotonic() < begun + {FLOOD_S} or not os.path.exists("{STOP}"):
     for piece in pieces:
         n_bytes += os.write(port, piece)
 with open("{FLOODED}", "w") as file:
