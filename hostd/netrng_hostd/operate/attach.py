@@ -28,8 +28,12 @@ RNG_VIRTIO = """\
 </rng>
 """
 
+# What makes the hypervisor look at the definition again. To libvirt's Xen driver a reboot is the start of a
+# new domain (libxlDomainShutdownHandleRestart in libxl_domain.c); a QEMU goes on with what it has.
 _ACTIVE = "active after the next full power-off, not a guest reboot"
 _GONE = "gone after the next full power-off, not a guest reboot"
+_ACTIVE_XEN = "active after the next full power-off or guest reboot"
+_GONE_XEN = "gone after the next full power-off or guest reboot"
 _XEN = "Xen cannot hot-plug channels"
 _SAVED = "active at its next full start: the next one restores a saved state"
 _TRANSIENT = "it is transient: what creates it next time has to bring the channel along"
@@ -64,7 +68,7 @@ def _attach(domain: Definition, lines: list[str]) -> None:
     if domain.active and not live:
         refused = _try_live(domain, lambda: domain.attach_live(channel))
         if refused:
-            lines.append(f"{domain.name}: {_ACTIVE} ({refused})")
+            lines.append(f"{domain.name}: {_ACTIVE_XEN if domain.xen else _ACTIVE} ({refused})")
         else:
             note = "" if domain.persistent else f"; {_TRANSIENT}"
             lines.append(f"{domain.name}: channel added to the running domain, active now{note}")
@@ -88,7 +92,7 @@ def _detach(domain: Definition, lines: list[str]) -> None:
     if live:
         refused = _try_live(domain, lambda: domain.detach_live(live))
         if refused:
-            lines.append(f"{domain.name}: {_GONE} ({refused})")
+            lines.append(f"{domain.name}: {_GONE_XEN if domain.xen else _GONE} ({refused})")
         else:
             lines.append(f"{domain.name}: channel removed from the running domain")
 
