@@ -22,7 +22,10 @@ MEMORY_MIB = 3072
 DOM0_MIB = 1280
 NEEDED_MIB = 4500  # QEMU keeps up to a gigabyte of translated code besides
 _XEN_ARGS = f"console=com1 com1=115200,8n1 dom0_mem={DOM0_MIB}M dom0_max_vcpus=2 spec-ctrl=no noreboot"
-_LINUX_ARGS = "console=hvc0 quiet mitigations=off nokaslr random.trust_cpu=on panic=10 cryptomgr.notests"
+_LINUX_ARGS = (
+    "console=hvc0 quiet mitigations=off nokaslr random.trust_cpu=on panic=10 cryptomgr.notests "
+    "clocksource=tsc tsc=reliable"
+)
 _BOOT_S, _SAVE_S = 400.0, 300.0
 
 

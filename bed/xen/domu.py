@@ -21,7 +21,7 @@ from bed.xen.images import BOOT
 
 URI = "xen:///system"
 MEMORY_MIB = 160
-CMDLINE = "console=hvc0 quiet mitigations=off nokaslr"
+CMDLINE = "console=hvc0 quiet mitigations=off nokaslr clocksource=tsc tsc=reliable"
 _SOCKETS = Path("/run/bed")
 NETRNG, JOBS = "org.netrng.0", "org.netrng.jobs"
 _PID = Path("/run/libvirtd.pid")
@@ -121,6 +121,7 @@ class LibvirtDomU(DomU):
     <initrd>{self.image}</initrd>
     <cmdline>{CMDLINE}</cmdline>
   </os>
+  <clock offset='utc'><timer name='tsc' mode='native'/></clock>
   <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>destroy</on_crash>
   <devices>
     <console type='pty'><target type='xen' port='0'/></console>
@@ -149,7 +150,7 @@ class XlDomU(DomU):
         for key, value in {"name": self.name, **boot}.items():
             text = _replaced(text, rf"{key} *=.*", f'{key} = "{value}"')
         file = Path(BOOT, f"{self.name}.cfg")
-        file.write_text(_replaced(text, "memory *=.*", f"memory = {MEMORY_MIB}"))
+        file.write_text(_replaced(text, "memory *=.*", f'memory = {MEMORY_MIB}\ntsc_mode = "native"'))
         done = subprocess.run(["xl", "create", "-q", str(file)], capture_output=True, text=True)
         if done.returncode:
             raise BedError(f"xl create failed: {done.stderr.strip()}")

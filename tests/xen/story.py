@@ -22,7 +22,7 @@ from tests.xen.domus import domus
 PATIENCE_S = 180.0
 # Bytes per second, and few: a system call in an emulated PV domain takes a tenth of a millisecond.
 SOURCE = 1000
-LIMIT, BURST = 150, 256  # of the second domU; by its weight alone it would get twice as much
+LIMIT, BURST = 250, 256  # of the second domU; by its weight alone it would get more
 QUOTAS = f"""
 [[quota]]
 name = "first"
