@@ -21,7 +21,7 @@ from bed.xen.images import BOOT
 
 URI = "xen:///system"
 MEMORY_MIB = 160
-CMDLINE = "console=hvc0 quiet mitigations=off nokaslr clocksource=tsc tsc=reliable"
+CMDLINE = "console=hvc0 quiet mitigations=off nokaslr cryptomgr.notests clocksource=tsc tsc=reliable"
 _SOCKETS = Path("/run/bed")
 NETRNG, JOBS = "org.netrng.0", "org.netrng.jobs"
 _PID = Path("/run/libvirtd.pid")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import libvirt
@@ -11,15 +10,21 @@ import pytest
 from tests.xen.story import Story
 
 RESULTS = Path("/run/results")  # bed/xen brings out the logs that are there
+_STORY = pytest.StashKey[Story]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # libvirt prints every error on stderr unless told otherwise; we raise them.
     libvirt.registerErrorHandler(lambda *_: None, None)
+    # Already here: it takes the daemon as long to start as it takes pytest to find the tests.
+    story = Story(RESULTS)
+    config.add_cleanup(story.__exit__)
+    config.stash[_STORY] = story.__enter__()
 
 
 @pytest.fixture(scope="session")
-def story() -> Iterator[Story]:
+def story(request: pytest.FixtureRequest) -> Story:
     """A daemon and three domUs, for all tests: each boot of one takes an emulated computer half a minute."""
-    with Story(RESULTS) as made:
-        yield made
+    made = request.config.stash[_STORY]
+    made.wait_until_ready()
+    return made

@@ -53,7 +53,7 @@ class Passed(NamedTuple):
 
 
 class Story:
-    """A context manager that starts the daemon; the domUs are up, and their agents wait for it."""
+    """A context manager that starts the daemon, see `wait_until_ready`; the domUs and their agents are up."""
 
     def __init__(self, folder: Path) -> None:
         self.data = stream(2000 * SOURCE)  # for longer than the bed lets the tests run
@@ -75,7 +75,7 @@ class Story:
             self._ends.enter_context(self.hostd)
             for domu in (self.first, self.second, self.third):
                 self._ends.callback(domu.jobs.close)
-            self.start_hostd()
+            self.hostd.start(ready=False)
         except BaseException:
             self._ends.close()
             raise
@@ -92,11 +92,9 @@ class Story:
             time.sleep(0.3)
         return value
 
-    def start_hostd(self) -> None:
-        """Until it is ready."""
-        before = self.hostd.log.count("daemon: ready")
-        self.hostd.start(ready=False)
-        self.until(lambda: self.hostd.log.count("daemon: ready") > before, "netrng-hostd ready")
+    def wait_until_ready(self, starts: int = 1) -> None:
+        """Until the daemon has been started so often."""
+        self.until(lambda: self.hostd.log.count("daemon: ready") == starts, "netrng-hostd ready")
 
     def wait(self, domu: DomU, what: str, seen: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The first status of the domU in which ``what`` is ``seen``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import libvirt
 import pytest
@@ -50,6 +51,17 @@ def test_check_lists_what_xl_made_with_the_lines_to_paste(
     story.third.check(f"touch {GO}")
 
 
+def test_a_killed_libvirtd_is_not_noticed_by_domains(story: Story) -> None:
+    before = story.hostd.domain("first")
+    story.dom0.kill_libvirtd()
+    story.until(lambda: story.hostd.status()["uris"][0]["state"] == "down", "that libvirt is down")
+    story.wait_for_bytes(story.first, 1_000)
+    story.dom0.start_libvirtd()
+    story.until(lambda: story.hostd.status()["uris"][0]["state"] == "connected", "libvirt again")
+    after = story.hostd.domain("first")
+    assert abs(after["since"] - before["since"]) < 0.1, "the same session"
+
+
 def test_a_cooked_terminal_and_a_stale_megabyte_are_survived(story: Story) -> None:
     story.wait_until_open(story.third)
     assert "protocol violation" not in story.hostd.log, "neither junk nor an echo is a frame"
@@ -59,7 +71,7 @@ def test_a_cooked_terminal_and_a_stale_megabyte_are_survived(story: Story) -> No
 
 def test_quotas_hold_on_a_slow_source(story: Story) -> None:
     """All three ask for more than they get: the limit is a bound, the weights' 3 to 1 holds in about."""
-    passed = story.wait_for_bytes(story.first, 4_000)
+    passed = story.wait_for_bytes(story.first, 3_000)
     status = story.hostd.status()
     assert passed.sent["second"] <= BURST + LIMIT * (passed.seconds + 1) + status["sample_size"]
     assert passed.sent["first"] > 2 * passed.sent["third"] > 0
@@ -103,17 +115,6 @@ def test_a_pause_costs_a_session_and_nothing_else(story: Story) -> None:
     assert abs(story.hostd.domain("second")["since"] - other["since"]) < 0.1
 
 
-def test_a_killed_libvirtd_is_not_noticed_by_domains(story: Story) -> None:
-    before = story.hostd.domain("first")
-    story.dom0.kill_libvirtd()
-    story.until(lambda: story.hostd.status()["uris"][0]["state"] == "down", "that libvirt is down")
-    story.wait_for_bytes(story.first, 1_000)
-    story.dom0.start_libvirtd()
-    story.until(lambda: story.hostd.status()["uris"][0]["state"] == "connected", "libvirt again")
-    after = story.hostd.domain("first")
-    assert abs(after["since"] - before["since"]) < 0.1, "the same session"
-
-
 @pytest.mark.parametrize(
     ("command", "told"),
     [
@@ -139,26 +140,20 @@ def test_a_killed_daemon_is_followed_by_new_sessions(story: Story) -> None:
         story.wait_for_bytes(domu, 200)
     story.hostd.kill()
     killed = time.time()
-    story.start_hostd()
+    story.hostd.start(ready=False)
+    story.wait_until_ready(2)
     for domu in (story.first, story.second):
         story.wait_until_open(domu, killed)
         story.wait_for_bytes(domu, 500)
 
 
-def test_the_flood_lasted_a_minute(story: Story) -> None:
-    assert story.flood is not None
-    story.third.check(f"touch {STOP}")
-    assert story.flood.result(240).rc == 0
-    seconds, n_bytes = story.third.check(f"cat {FLOODED}").split()
-    assert float(seconds) >= FLOOD_S
-    assert int(n_bytes) > STALE, "more than hostd lets through at once"
-    print(json.dumps({"flood": {"seconds": float(seconds), "bytes": int(n_bytes)}}))
-
-
 def test_kernels_are_credited_by_rngd(story: Story) -> None:
-    for domu in (story.first, story.second):
+    both = (story.first, story.second)
+    for domu in both:
         story.wait(domu, "a block for rngd", lambda one: one["bytes_acked"] >= SEED_SIZE + BLOCK_SIZE)
-        wait_for_credits(domu, BLOCK_CREDITS, 120)
+    with ThreadPoolExecutor(len(both)) as pool:
+        assert all(pool.map(lambda domu: wait_for_credits(domu, BLOCK_CREDITS, 120), both))
+    story.third.check(f"touch {STOP}")  # when its minute is over: domUs shall start without it
 
 
 def test_a_power_off_and_a_reboot_are_followed_by_new_domains(story: Story) -> None:
@@ -175,6 +170,15 @@ def test_a_power_off_and_a_reboot_are_followed_by_new_domains(story: Story) -> N
     for domu in (story.first, story.second):
         story.wait_until_open(domu, ended)
         story.wait_for_bytes(domu, 500)
+
+
+def test_the_flood_lasted_a_minute(story: Story) -> None:
+    assert story.flood is not None
+    assert story.flood.result(240).rc == 0
+    seconds, n_bytes = story.third.check(f"cat {FLOODED}").split()
+    assert float(seconds) >= FLOOD_S
+    assert int(n_bytes) > STALE, "more than hostd lets through at once"
+    print(json.dumps({"flood": {"seconds": float(seconds), "bytes": int(n_bytes)}}))
 
 
 def test_quotas_in_metadata_are_seen_on_xen_too(story: Story) -> None:
