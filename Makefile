@@ -74,7 +74,7 @@ bench-fairness: venv  ## the quotas' promises, measured on the real daemon, a li
 bench-sources: venv guest setup-vm  ## two sources and real VMs, one source goes bad, or both, a line each; three minutes
 	@PYTHONPATH=hostd:guest $(PY) -m bench.sources
 
-bench-xen: venv guest setup-vm  ## netrng's throughput over a Xen console, beside what the console carries; four minutes
+bench-xen: venv guest setup-vm  ## netrng's throughput over a Xen console, beside what the console carries; three minutes
 	@scripts/setup xen
 	@.venv/bin/python -m bed.xen -m bench.xen
 
