@@ -33,7 +33,7 @@ RESULTS = ROOT / ".cache" / "xen-results"
 _OPTIONS = ("-x", "-p", "no:cacheprovider", "-o", "console_output_style=times", "--confcutdir", "tests/xen")
 _TESTS = ("-v", "tests/xen")
 _LOGS = "/var/log/xen/console/guest-*.log /var/log/libvirt/libxl/*.log"
-_RUN_S = 1500.0
+_RUN_S = 3600.0
 
 
 def main(arguments: list[str]) -> int:
@@ -48,14 +48,13 @@ def main(arguments: list[str]) -> int:
         dom0 = _started(run.path, stack)
         dom0.check(snapshot.MOUNT)
         say(f"dom0 and its domUs are up after {time.monotonic() - begun:.0f} s")
-        shutil.rmtree(RESULTS, ignore_errors=True)
         try:
             code = _run(dom0, module)
         finally:
             try:
                 dom0.assert_running()
                 _bring_out(dom0)
-            except BedError as error:
+            except (BedError, OSError) as error:
                 say(f"there are no logs of dom0: {error}")
     say(f"ended after {time.monotonic() - begun:.0f} s with exit code {code}")
     return code
@@ -98,7 +97,8 @@ def _run(dom0: Computer, module: Sequence[str]) -> int:
 
 def _bring_out(dom0: Computer) -> None:
     dom0.check(f"cp $(ls {_LOGS}) /run/results; cd /run/results && tar -c *.log >/dev/bed-results", 60)
-    RESULTS.mkdir()
+    shutil.rmtree(RESULTS, ignore_errors=True)
+    RESULTS.mkdir(exist_ok=True)
     try:
         with tarfile.open(dom0.results) as archive:
             archive.extractall(RESULTS)

@@ -48,6 +48,7 @@ class Port:
         self._dev = dev
         self._end_is_gone = False  # a port's host may return after the end of input, others' not
         self.is_terminal = False  # what was opened last
+        self._was_empty = False  # since it was opened
         self._buffer = bytearray(READ_SIZE)
         self.path = ""
         self.fd: Optional[int] = None
@@ -60,7 +61,7 @@ class Port:
         except NoChannel as error:
             raise PortError("{}; {}".format(error, error.how)) from None
         self.path = path
-        self.is_terminal = False
+        self.is_terminal = self._was_empty = False
         try:
             mode = os.stat(path).st_mode
             if stat.S_ISSOCK(mode):
@@ -91,6 +92,7 @@ class Port:
                 n = os.readv(self.fd, [self._buffer])
             except OSError as error:
                 if error.errno in _NOT_NOW:
+                    self._was_empty = True
                     return found, True, False
                 wipe(found)
                 raise PortError("{}: {}".format(self.path, _explain(error))) from None
@@ -100,6 +102,10 @@ class Port:
                 return found, self._end_is_gone, self._end_is_gone
             found += self._buffer[:n]
             self._buffer[:n] = bytes(n)
+            # A terminal gives all it holds, and its poll tells of what comes after (n_tty_read and
+            # n_tty_receive_buf_common, drivers/tty/n_tty.c); what lay there before it was raw comes in parts.
+            if self.is_terminal and self._was_empty and n < READ_SIZE:
+                return found, True, False
         return found, True, True
 
     def write(self, data: Union[bytes, bytearray]) -> int:

@@ -55,9 +55,9 @@ class Dispatcher:
             scheduler.sample_size = size
         # A source's bytes come a test window at a time, or a whole read where that is more.
         read_size = self.supply.read_size
-        # With less than a start-up's bytes of room beside those kept, the source could never begin anew, and
+        # With less than a start-up's bytes of room beside those kept, a source could never begin anew, and
         # with less than for a read, and what the tests hold, it would be read once a second.
-        room = max(STARTUP, read_size + BYTE_WINDOW)
+        room = self.supply.sharers * max(STARTUP, read_size + BYTE_WINDOW)
         most = max(0, self.reservoir.general_size - room - MIN_SAMPLE - SEED_SIZE)
         kept_ns = most * NS_PER_S // max(1, scheduler.reserved)
         gap_bytes = GAPS * max(BYTE_WINDOW, read_size)

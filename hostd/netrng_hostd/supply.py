@@ -18,12 +18,12 @@ from netrng_hostd.core.ledger import Ledger, Origin
 from netrng_hostd.core.mixer import Mixer
 from netrng_hostd.core.policy import COMBINE, FAILOVER, XOR, Standing, serving
 from netrng_hostd.core.reservoir import Reservoir
-from netrng_hostd.sources.reader import Delivery, SourceReader
+from netrng_hostd.sources.reader import MAX_READ, Delivery, SourceReader
 
 log = logging.getLogger("netrng.source")
 
 UNTOLD = Alarm("unknown test", "in the read before one that did not return")
-MIX_BYTES = 65536  # what may wait, of each source, for the others to have as much
+MIX_BYTES = 2 * MAX_READ  # what may wait, of each source, for the others to have as much
 
 
 @dataclass
@@ -83,6 +83,11 @@ class Supply:
         readers = [self._feeds[name].reader for name in self.serving]
         sizes = (reader.vetting.output_of(reader.read_size) for reader in readers if reader is not None)
         return max(sizes, default=0)
+
+    @property
+    def sharers(self) -> int:
+        """How many sources share the reservoir's room."""
+        return max(1, len(self.serving)) if self.policy == COMBINE else 1
 
     @property
     def capacity(self) -> int | None:
@@ -152,7 +157,7 @@ class Supply:
     def allow(self) -> None:
         """Lets the readers read as far as there is room; to be called when some was made."""
         room, stored = self.reservoir.room, self.reservoir.available
-        n_serving = len(self.serving)
+        sharers = self.sharers
         for name, feed in self._feeds.items():
             reader = feed.reader
             if reader is None:
@@ -164,7 +169,7 @@ class Supply:
                 # What waits of it needs room as well: it may all be mixed at once, when another one leaves.
                 own, replaceable = min(room - self._mixer.held(name), self._mixer.room(name)), 0
             else:
-                own, replaceable = room // n_serving, stored // n_serving
+                own, replaceable = room // sharers, stored // sharers
             noise_for = reader.vetting.noise_for
             reader.allow(feed.read + noise_for(own) - feed.held, noise_for(replaceable))
 

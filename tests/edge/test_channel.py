@@ -280,7 +280,33 @@ def test_why_a_socket_does_not_take_the_connection(tmp_path: Path) -> None:
         connect_unix("/" + "x" * 200)
 
 
-def test_an_alarm_destroys_what_the_kernel_has_not_taken_yet(tmp_path: Path) -> None:
+def test_the_kernel_takes_a_largest_sample_while_another_one_waits_in_it(tmp_path: Path) -> None:
+    """Or the channel would idle from the one's end until we wake to send the other."""
+
+    async def scenario() -> None:
+        books = Books()
+        guest = Guest(tmp_path / "vm.sock", ask=65_536)
+        channel = make_channel(tmp_path / "vm.sock", books)
+        task = asyncio.create_task(channel.run())
+        try:
+            await until(lambda: channel.wanted[0] == 64)
+            guest.stop_reading()
+            for _ in range(2):
+                channel.send_sample(bytearray(b"s" * 16_384))
+                assert channel._link is not None
+                assert channel._link.idle
+        finally:
+            await stop(task)
+            guest.close()
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_an_alarm_destroys_what_the_kernel_has_not_taken_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netrng_hostd.channels.connect.SEND_BUFFER", 4096)
+
     async def scenario() -> None:
         books = Books()
         guest = Guest(tmp_path / "vm.sock", ask=65_536)

@@ -25,7 +25,17 @@ from tests.edge.test_egd import Noise, serving
 from tests.streams import stream
 
 from netrng_hostd.config import ChannelConfig, Config, LibvirtConfig, SourceConfig
-from netrng_hostd.hypervisor import LiveChannel, LiveDomain, QuotaElement, UnreachableError
+from netrng_hostd.hypervisor import (
+    DeniedError,
+    HypervisorError,
+    LiveChannel,
+    LiveDomain,
+    NoDomainError,
+    QuotaElement,
+    UnreachableError,
+    UnsupportedError,
+)
+from netrng_hostd.hypervisor.connection import Connection
 from netrng_hostd.hypervisor.domain_xml import DomainXmlError
 from netrng_hostd.operate import check
 from netrng_hostd.operate.check import device, domains, host, upstream
@@ -485,7 +495,8 @@ def test_each_uri_is_asked_for_itself() -> None:
 def test_a_domain_whose_xml_cannot_be_read_runs_all_the_same() -> None:
     found = lines(check_domains(config("qemu:///system"), lambda _: [3, domain(), 5]))
     assert found[0] == (
-        "qemu:///system: the XML of these running domains could not be read: 3, 5; try: virsh dumpxml ID"
+        "qemu:///system: the XML of these running domains could not be read: 3, 5; "
+        "try: virsh -c qemu:///system dumpxml ID"
     )
     assert found[1].startswith("web-1 has no channel")
 
@@ -493,13 +504,29 @@ def test_a_domain_whose_xml_cannot_be_read_runs_all_the_same() -> None:
 def test_two_domains_on_one_socket(listener: socket.socket) -> None:
     path = listener.getsockname()
     static = config("qemu:///system", channels=(ChannelConfig("vm-1", path),))
-    there = [domain("web-1", virtio(path)), domain("web-2", virtio(path))]
+    other = dataclasses.replace(domain("web-2", virtio(path)), uuid=UUID.replace("1", "6"))
+    there = [domain("web-1", virtio(path)), other]
     shared, pasted = lines(check_domains(static, lambda _: there))
     assert shared == (
         f"! web-1 and web-2: their channels have the same socket, {path}; "
         "take <source> out of the channel's XML, and libvirt gives each its own"
     )
     assert pasted.startswith(f"! vm-1: {path} is the socket of web-1 and web-2, which libvirt lists")
+
+
+def test_one_libvirt_under_two_names(listener: socket.socket) -> None:
+    uris = ("qemu:///system", "qemu+unix:///system")
+    served = domain(channel=virtio(listener.getsockname()))
+
+    def there(uri: str) -> list[LiveDomain]:
+        return [dataclasses.replace(served, uri=uri), domain("web-2", None)]
+
+    *notes, twice = lines(check_domains(config(*uris), there))
+    assert all("has no channel" in line for line in notes)
+    assert twice == (
+        "! libvirt.uris: qemu:///system and qemu+unix:///system are the same libvirt: each domain has two "
+        "channels on one socket, of which one waits for ever; take one of them out"
+    )
 
 
 def test_domains_without_a_channel_are_notes() -> None:
@@ -624,6 +651,38 @@ def test_a_domain_whose_xml_cannot_be_read_is_listed_by_its_id(monkeypatch: pyte
     monkeypatch.setattr(domains, "parse_live", refuse)
     assert isinstance(known, LiveDomain)
     assert list_domains("test:///default") == [known.id]
+
+
+@pytest.mark.parametrize(
+    ("error", "ids"), [(DeniedError, [1]), (UnsupportedError, [1]), (NoDomainError, [])]
+)
+def test_a_domain_that_libvirt_will_not_show_hides_no_other(
+    error: type[HypervisorError], ids: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has just ended is none."""
+
+    def refuse(*_: str) -> str:
+        raise error("no")
+
+    monkeypatch.setattr(Connection, "live_xml", refuse)
+    assert list_domains("test:///default") == ids
+
+
+def test_a_libvirt_that_goes_away_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def go(*_: str) -> str:
+        raise UnreachableError("gone")
+
+    monkeypatch.setattr(Connection, "live_xml", go)
+    with pytest.raises(UnreachableError):
+        list_domains("test:///default")
+
+
+def test_streams_share_no_socket() -> None:
+    """Two hosts' domains have the same paths."""
+    uris = ("qemu+ssh://a/system", "qemu+ssh://b/system")
+    streams = Config(control="/x", libvirt=LibvirtConfig(uris, transport="stream"))
+    there = [dataclasses.replace(domain(uri, virtio("/same")), uuid=uri, uri=uri) for uri in uris]
+    assert lines(check_domains(streams, {uri: [one] for uri, one in zip(uris, there)}.__getitem__)) == []
 
 
 # The daemon's own needs

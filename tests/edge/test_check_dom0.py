@@ -63,11 +63,6 @@ def dom0_with(*nodes: dict[str, str]) -> Iterator[Xenbus]:
 
 
 @pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dom0, "XENSTORE_S", PATIENCE_S)
-
-
-@pytest.fixture(autouse=True)
 def capabilities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What xenfs says in dom0."""
     file = tmp_path / "capabilities"
@@ -259,7 +254,7 @@ def test_a_name_that_would_command_the_terminal() -> None:
 def test_a_name_is_made_printable_whatever_xenstore_let_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     evil = [XenDomain(number, "evil\x1b[2J\nname", XenChannel("socket", path)) for number, path in
             ((5, PATH), (6, "/same"), (7, "/same"))]  # fmt: skip
-    monkeypatch.setattr(dom0, "read_domains", lambda: evil)
+    monkeypatch.setattr(dom0, "read_domains", lambda _: evil)
     with dom0_with():
         found = list(check_dom0(config(), NOBODY, PATIENCE_S))
     assert len(found) == 2
@@ -273,7 +268,7 @@ def test_a_name_is_made_printable_whatever_xenstore_let_pass(monkeypatch: pytest
 
 def test_no_xen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xenstore, "DEVICES", ("/nonexistent/xenbus",))
-    monkeypatch.setattr(dom0, "read_domains", lambda: 1 // 0)
+    monkeypatch.setattr(dom0, "read_domains", lambda _: 1 // 0)
     assert list(check_dom0(config(), NOBODY, PATIENCE_S)) == []
 
 
@@ -319,7 +314,7 @@ def test_more_domains_than_one_answer_holds(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_xenstore_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
     monkeypatch.setattr(xenstore, "DEVICES", (str(tmp_path),))
-    monkeypatch.setattr(dom0, "read_domains", lambda: go_on.wait(PATIENCE_S) and [])
+    monkeypatch.setattr(dom0, "read_domains", lambda _: go_on.wait(PATIENCE_S) and [])
     try:
         (found,) = check_dom0(config(), NOBODY, 0.05)
     finally:
@@ -340,14 +335,14 @@ def test_one_listing_serves_both() -> None:
 
     nodes = [more for number in (5, 6) for more in (domain(number), channel(number, f"/s{number}"))]
     with dom0_with(*nodes):
-        found = list(check_domains(config(uris=(URI, "qemu:///system")), ask, PATIENCE_S))
+        found = list(check_domains(config(uris=(URI, "qemu:///system")), ask, PATIENCE_S, PATIENCE_S))
     assert asked == [URI, "qemu:///system"]
     assert [finding.more for finding in found if finding.more] == [lines(path="/s6")], "QEMU's 6 is another"
 
 
 def test_libvirts_domain_whose_xml_cannot_be_read_is_not_said_to_be_xls() -> None:
     with dom0_with(domain(5), channel(5), domain(6), channel(6, "/s6")):
-        found = list(check_domains(config(), lambda _: [5], PATIENCE_S))
+        found = list(check_domains(config(), lambda _: [5], PATIENCE_S, PATIENCE_S))
     assert [finding.more for finding in found if finding.more] == [lines(path="/s6")]
 
 
@@ -356,7 +351,7 @@ def test_a_libvirt_that_is_down_is_blamed_for_no_domain() -> None:
         raise UnreachableError(f"{uri}: cannot connect")
 
     with dom0_with(domain(5), channel(5)):
-        found = list(check_domains(config(), refuse, PATIENCE_S))
+        found = list(check_domains(config(), refuse, PATIENCE_S, PATIENCE_S))
     assert [finding.text for finding in found] == [f"{URI}: cannot connect"]
 
 

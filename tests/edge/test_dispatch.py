@@ -12,7 +12,8 @@ from tests.edge.rig import until, wait_for
 from tests.edge.supplied import SOURCE, delivered, make_supply
 
 from netrng_hostd.channels.channel import Channel
-from netrng_hostd.core.health import Alarm
+from netrng_hostd.core.health import BYTE_WINDOW, Alarm
+from netrng_hostd.core.policy import COMBINE
 from netrng_hostd.core.quota import Quota
 from netrng_hostd.core.scheduler import Scheduler
 from netrng_hostd.core.vetting import Vetting
@@ -177,6 +178,32 @@ def test_what_is_kept_lasts_from_one_read_of_a_source_to_the_one_after_the_next(
             room = dispatcher.reservoir.general_size - dispatcher.scheduler.kept - 511
             assert room >= max(512, reader._size.bytes)
             dispatcher.stop()
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_beside_what_is_kept_there_is_room_for_a_read_of_each_source_that_shares_it() -> None:
+    async def scenario() -> None:
+        supply = make_supply("a", "b", "c", policy=COMBINE)
+        dispatcher = Dispatcher(supply, Scheduler(512))
+        readers = []
+        for name in ("a", "b", "c"):
+            reader = SourceReader(
+                GoodThenStuck(), Vetting(), asyncio.get_running_loop(),
+                deliver=functools.partial(supply.deliver, name), state_changed=lambda _: None,
+                max_read=4096,
+            )  # fmt: skip
+            for _ in range(10):
+                reader._size.took(reader.read_size, reader.read_size, 0)
+            supply.attach(name, reader)
+            readers.append(reader)
+        dispatcher.add("uuid", as_channel(Taker()), Quota(reservation=1_000_000))
+        dispatcher.adapt(1, 512)  # as much as may be kept
+        assert dispatcher.scheduler.kept
+        supply.deliver("a", delivered(bytes(supply.reservoir.general_size - dispatcher.scheduler.kept)))
+        room = supply.reservoir.general_size - dispatcher.scheduler.kept
+        assert all(room // len(readers) - BYTE_WINDOW + 1 >= reader.read_size == 4096 for reader in readers)
+        dispatcher.stop()
 
     asyncio.run(scenario(), debug=True)
 

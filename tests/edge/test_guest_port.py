@@ -6,9 +6,11 @@ from __future__ import annotations
 import errno
 import os
 import pty
+import random
 import select
 import socket
 import termios
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +38,11 @@ def read_exactly(fd: int, size: int) -> bytes:
     while len(found) < size:
         found += os.read(fd, size - len(found))
     return found
+
+
+def write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
 
 
 @pytest.fixture
@@ -93,6 +100,55 @@ def test_a_terminal_is_raw_whatever_others_left_it_at(at_least: int, terminal: t
     assert read_exactly(host, 256) == everything
     guest.close()
     os.close(other)
+
+
+def test_a_terminal_once_empty_is_asked_once(
+    terminal: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second read, to hear that there is no more, would be half of what an agent's reading costs."""
+    host, name = terminal
+    guest = Port(name)
+    guest.open()
+    readv, asked = os.readv, []
+
+    def counted(fd: int, buffers: list[bytearray]) -> int:
+        asked.append(fd)
+        return readv(fd, buffers)
+
+    monkeypatch.setattr(os, "readv", counted)
+    for expected in (2, 1, 1):
+        os.write(host, b"abc")
+        asked.clear()
+        assert guest.read_all() == (bytearray(b"abc"), True, False)
+        assert len(asked) == expected
+    guest.open()
+    os.write(host, b"abc")
+    asked.clear()
+    guest.read_all()
+    assert len(asked) == 2, "what it was before, it was of another opening"
+    guest.close()
+
+
+def test_a_long_stream_is_read_from_a_terminal_as_its_poll_tells(terminal: tuple[int, str]) -> None:
+    """Nothing stays behind for want of another word from the kernel."""
+    host, name = terminal
+    guest = Port(name)
+    poll = select.epoll()
+    poll.register(guest.open(), select.EPOLLIN | select.EPOLLET)
+    sent = random.Random(1).randbytes(300_000)
+    writer = threading.Thread(target=lambda: write_all(host, sent))
+    writer.start()
+    found = bytearray()
+    while len(found) < len(sent):
+        assert poll.poll(PATIENCE_S), f"silent after {len(found)} bytes"
+        more = True
+        while more:
+            data, _, more = guest.read_all()
+            found += data
+    assert found == sent
+    writer.join()
+    poll.close()
+    guest.close()
 
 
 def test_what_came_to_a_terminal_before_it_was_raw_is_still_read(terminal: tuple[int, str]) -> None:

@@ -649,6 +649,49 @@ def test_room_for_a_part_of_a_read_is_filled_up_after_a_while(monkeypatch: pytes
     asyncio.run(scenario(), debug=True)
 
 
+class Ceasing(Immediate):
+    """That source, which gives ``last`` bytes in one more read and then nothing, without an error."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.ceased = threading.Event()
+        self.asked_in_vain = 0
+        self._last = last
+
+    def read_into(self, view: memoryview) -> int:
+        if not self.ceased.is_set():
+            return super().read_into(view)
+        count, self._last = self._last, 0
+        view[:count] = noise(count)
+        self.asked_in_vain += not count
+        return count
+
+
+@pytest.mark.parametrize("last", [0, 10])
+@pytest.mark.parametrize("room", [300, 20_000, MAX_READ])
+def test_a_silence_lasts_whatever_room_there_is(
+    last: int, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a source that falls silent beside VMs that ask for little would seem healthy for minutes."""
+    monkeypatch.setattr("netrng_hostd.sources.reader.WAKE_S", 0.005)
+
+    async def scenario() -> None:
+        collector, source = Collector(), Ceasing(last)
+        with reading(source, collector, allowance=sum(DOUBLED), clock=Clock()) as reader:
+            await until(lambda: collector.read == sum(DOUBLED))
+            source.ceased.set()
+            reader.allow(sum(DOUBLED) + room)
+            await until(lambda: source.asked_in_vain)
+            began = reader.read_since_ns, reader.passed_since_ns
+            assert None not in began
+            asked = source.asked_in_vain
+            while source.asked_in_vain < asked + 20:
+                assert (reader.read_since_ns, reader.passed_since_ns) == began
+                await asyncio.sleep(0.001)
+
+    asyncio.run(scenario(), debug=True)
+
+
 def test_a_probe_measures_though_nobody_has_room_and_then_stops_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

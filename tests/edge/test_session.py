@@ -164,6 +164,20 @@ def test_a_probe_is_repeated_seldom_while_nothing_is_heard() -> None:
     assert bench.output() == [Probe(nonce(2), 1, 1)], "the gaps begin anew"
 
 
+def test_an_agent_that_falls_silent_is_asked_again_a_minute_later() -> None:
+    """However often it knocked, while another program took the answers."""
+    bench = Bench()
+    bench.output()
+    for _ in range(40):
+        bench.wait(2 * SECOND)
+        bench.receive(Knock(G))
+        assert bench.output() == [Probe(nonce(1), 1, 1)]
+    bench.wait(60 * SECOND - 1)
+    assert bench.output() == []
+    bench.wait(1)
+    assert bench.output() == [Probe(nonce(1), 1, 1)]
+
+
 def test_a_late_open_cancels_the_repeated_probe() -> None:
     bench = Bench()
     bench.output()

@@ -19,7 +19,7 @@ from tests.vm.diary import Diary, diary
 from tests.vm.rig import SMALL
 from tests.xen.domus import domus
 
-PATIENCE_S = 180.0
+PATIENCE_S = 600.0
 # Bytes per second, and few: a system call in an emulated PV domain takes a tenth of a millisecond.
 SOURCE = 1000
 LIMIT, BURST = 250, 256  # of the second domU; by its weight alone it would get more
@@ -56,11 +56,12 @@ class Story:
     """A context manager that starts the daemon, see `wait_until_ready`; the domUs and their agents are up."""
 
     def __init__(self, folder: Path) -> None:
-        self.data = stream(2000 * SOURCE)  # for longer than the bed lets the tests run
+        self.data = stream(4000 * SOURCE)  # for longer than the bed lets the tests run
         self.dom0 = Dom0()
         self.first, self.second, self.third = domus(self.dom0)
         self.diaries: list[dict[str, Diary]] = []  # of each boot, by name
         self.flood: Job | None = None
+        self.before: dict[str, Any] = {}  # the daemon's status when quotas were first looked at
         self.in_peace = 0.0  # bytes per second of the first domU, beside a third that asks
         self._ends = contextlib.ExitStack()
         self._fifo = folder / "fifo"
@@ -113,13 +114,24 @@ class Story:
     def wait_for_bytes(self, domu: DomU, n_bytes: int) -> Passed:
         """Until it was sent so many more; what everybody was sent meanwhile."""
         before = self.hostd.status()
-        known = {domain["name"]: domain for domain in before["domains"]}
-        target = known[domu.name]["bytes_sent"] + n_bytes
+        target = n_bytes + sum(
+            domain["bytes_sent"] for domain in before["domains"] if domain["name"] == domu.name
+        )
         self.wait(domu, f"{n_bytes} bytes sent", lambda one: one["bytes_sent"] >= target)
+        return self.passed_since(before)
+
+    def passed_since(self, before: dict[str, Any]) -> Passed:
+        """What everybody was sent since the daemon's status ``before``."""
+        known = {domain["name"]: domain for domain in before["domains"]}
         after = self.hostd.status()
         now = {domain["name"]: domain for domain in after["domains"]}
         sent = {name: now[name]["bytes_sent"] - known[name]["bytes_sent"] for name in known if name in now}
         return Passed(sent, after["time"] - before["time"])
+
+    def assert_limited(self, passed: Passed) -> None:
+        """That the second domU got no more than it may; a second for what its answers may be apart."""
+        most = BURST + LIMIT * (passed.seconds + 1) + self.before["sample_size"]
+        assert passed.sent["second"] <= most
 
     def keep(self) -> None:
         """What happened in the first two up to now, before their memory goes."""

@@ -9,7 +9,9 @@ import struct
 
 import psutil
 
-SEND_BUFFER = 16384  # bytes; what a guest has not read is parked here, so it is kept small
+# Bytes: the largest window; no more is parked here than a guest asked for.  With less than two of the largest
+# samples the channel would idle from the one's end until we wake to send the other.
+SEND_BUFFER = 65536
 # QEMU, which Proxmox calls kvm and Debian's Xen xen-qemu-system-i386; or libvirt, which listens for a domain
 # that starts before its QEMU does.
 _HYPERVISORS = ("qemu", "kvm", "xen-qemu", "libvirtd", "virtqemud")

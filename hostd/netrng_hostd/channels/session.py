@@ -274,6 +274,8 @@ class HostSession:
 
     def _later(self, name: str, now_ns: int, events: list[Event]) -> None:
         """Do it now or, when it was last done less than a second ago, once that second is over."""
+        if name == "probe":  # somebody is there, or may be now
+            self._probe_gap_ns = FIRST_PROBE_GAP_NS
         soonest_ns = max(now_ns, self._last.get(name, -MIN_GAP_NS) + MIN_GAP_NS)
         self._due[name] = min(soonest_ns, self._due.get(name, soonest_ns))
         if self._due[name] <= now_ns:

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 LOOK_NS = 1_000_000_000  # between two looks at what the kernel has behind the device
 WAKE_S = 1.0  # while there is no room: to look, and to fill up what has room for a part of a read
-MAX_READ = 32768  # bytes in one read at most, so that a fast source leaves the loop room to breathe
+MAX_READ = 65536  # bytes in one read at most, so that a fast source leaves the loop room to breathe
 SOON_NS = 500_000_000
 
 
@@ -275,7 +275,9 @@ class SourceReader:
                 room = self._allowance - self._total_read
                 if self._probing:
                     return max(0, room + self._replaceable)
-                if self._is_worth_it() or (waited and room > 0):
+                # What was begun goes on: else a source that fell silent would never have been so for long.
+                begun = self.passed_since_ns is not None
+                if self._is_worth_it() or (room > 0 and (waited or begun)):
                     return room
                 self.capacity.waited()
                 # It was allowed less while nothing came: now no byte may come.

@@ -59,7 +59,7 @@ def check_dom0(
         return
     asked = any(map(drives_xen, config.libvirt.uris))
     try:
-        domains = within(xenstore_s, read_domains)
+        domains = within(xenstore_s, lambda: read_domains(xenstore_s))
     except (TooLate, XenstoreError) as error:
         if asked:
             why = str(error) or f"no answer from xenstore in {xenstore_s:g} s; see whether xenstored runs"
@@ -114,11 +114,14 @@ def _check_unlisted(domain: XenDomain, asked: bool, config: Config, taken: set[s
         )
 
 
-def read_domains() -> list[XenDomain]:
-    """The domains that may have a channel; none if this is no dom0. Raises XenstoreError."""
+def read_domains(seconds: float) -> list[XenDomain]:
+    """The domains that may have a channel; none if this is no dom0.
+
+    Raises XenstoreError, also when there is no answer after ``seconds``.
+    """
     if not _may_be_dom0():
         return []
-    with Xenstore(seconds=XENSTORE_S) as store:
+    with Xenstore(seconds=seconds) as store:
         if not store.entries(_BACKENDS):
             return []
         found = []

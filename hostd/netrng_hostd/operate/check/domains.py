@@ -10,11 +10,17 @@ from typing import NamedTuple, Union
 
 from netrng_hostd.config import Config, LibvirtConfig
 from netrng_hostd.core.spelling import QuotaError
-from netrng_hostd.hypervisor import HypervisorError, LiveChannel, LiveDomain, NoDomainError
+from netrng_hostd.hypervisor import (
+    HypervisorError,
+    LiveChannel,
+    LiveDomain,
+    NoDomainError,
+    UnreachableError,
+)
 from netrng_hostd.hypervisor.connection import XEN_HAS_NO_STREAMS, Connection, drives_xen
 from netrng_hostd.hypervisor.domain_xml import DomainXmlError, parse_live
 from netrng_hostd.operate.administer import command_line
-from netrng_hostd.operate.check.dom0 import check_dom0
+from netrng_hostd.operate.check.dom0 import XENSTORE_S, check_dom0
 from netrng_hostd.operate.check.finding import Finding, TooLate, note, problem, within
 from netrng_hostd.operate.units import printable
 
@@ -46,7 +52,7 @@ class Listing(NamedTuple):
 def list_domains(uri: str) -> list[Listed]:
     """The running domains, over a read-only connection; the id alone of one whose XML could not be read.
 
-    Raises HypervisorError.
+    Raises HypervisorError where that is not one domain's matter.
     """
     connection = Connection(
         uri, read_only=True, on_event=lambda *_: None, on_close=lambda _: None, later=lambda _: None
@@ -57,7 +63,11 @@ def list_domains(uri: str) -> list[Listed]:
         for uuid, number in connection.active():
             try:
                 domain = parse_live(connection.live_xml(uuid), uri)
-            except (NoDomainError, DomainXmlError):
+            except UnreachableError:
+                raise
+            except NoDomainError:  # it has just ended
+                continue
+            except (HypervisorError, DomainXmlError):  # one that we may not see hides no other
                 found.append(number)
                 continue
             if domain is not None:
@@ -68,7 +78,10 @@ def list_domains(uri: str) -> list[Listed]:
 
 
 def check_domains(
-    config: Config, list_them: ListDomains = list_domains, libvirt_s: float = LIBVIRT_S
+    config: Config,
+    list_them: ListDomains = list_domains,
+    libvirt_s: float = LIBVIRT_S,
+    xenstore_s: float = XENSTORE_S,
 ) -> Iterator[Finding]:
     """Each URI and its domains, the sockets of the configuration, then what else runs on a Xen host."""
     if not config.libvirt.uris and not config.channels:
@@ -77,23 +90,19 @@ def check_domains(
     for uri in config.libvirt.uris:
         listings.append(_ask(uri, list_them, libvirt_s))
         yield from _check_uri(listings[-1], config.libvirt)
-    owners = _owners(listings)
-    for path, names in owners.items():
-        if len(names) > 1:
-            yield problem(
-                f"{' and '.join(names)}: their channels have the same socket, {path}; "
-                "take <source> out of the channel's XML, and libvirt gives each its own"
-            )
+    # A stream needs no socket, and another host's have the paths of ours.
+    owners = {} if config.libvirt.transport == "stream" else _owners(listings)
+    yield from _check_shared(owners)
     for channel in config.channels:
-        names = owners.get(os.path.realpath(channel.path), [])
-        if names:
+        theirs = owners.get(os.path.realpath(channel.path), [])
+        if theirs:
             yield problem(
-                f"{channel.name}: {channel.path} is the socket of {' and '.join(names)}, which libvirt "
+                f"{channel.name}: {channel.path} is the socket of {_names(theirs)}, which libvirt "
                 "lists: two channels on one socket, of which one waits for ever; take the [[channel]] out"
             )
         else:
             yield from _check_static(channel.name, channel.path)
-    yield from check_dom0(config, _xen_ids(listings))
+    yield from check_dom0(config, _xen_ids(listings), xenstore_s)
 
 
 def _ask(uri: str, list_them: ListDomains, libvirt_s: float) -> Listing:
@@ -106,13 +115,36 @@ def _ask(uri: str, list_them: ListDomains, libvirt_s: float) -> Listing:
     return Listing(uri, None, trouble)
 
 
-def _owners(listings: Sequence[Listing]) -> dict[str, list[str]]:
-    """The printable names of domains, by the real paths of their sockets."""
-    owners: dict[str, list[str]] = {}
+def _owners(listings: Sequence[Listing]) -> dict[str, list[LiveDomain]]:
+    """Domains by the real paths of their sockets."""
+    owners: dict[str, list[LiveDomain]] = {}
     for domain in (domain for listing in listings for domain in listing.domains):
         if domain.channel is not None and domain.channel.path is not None:
-            owners.setdefault(os.path.realpath(domain.channel.path), []).append(printable(domain.name))
+            owners.setdefault(os.path.realpath(domain.channel.path), []).append(domain)
     return owners
+
+
+def _names(domains: Sequence[LiveDomain]) -> str:
+    return " and ".join({domain.uuid: printable(domain.name) for domain in domains}.values())
+
+
+def _check_shared(owners: dict[str, list[LiveDomain]]) -> Iterator[Finding]:
+    """Sockets of several domains, and domains that two URIs list."""
+    for path, domains in owners.items():
+        if len({domain.uuid for domain in domains}) > 1:
+            yield problem(
+                f"{_names(domains)}: their channels have the same socket, {path}; "
+                "take <source> out of the channel's XML, and libvirt gives each its own"
+            )
+    listed: dict[tuple[str, str], list[str]] = {}
+    for path, domains in owners.items():
+        for domain in domains:
+            listed.setdefault((path, domain.uuid), []).append(domain.uri)
+    for uris in dict.fromkeys(tuple(uris) for uris in listed.values() if len(uris) > 1):
+        yield problem(
+            f"libvirt.uris: {' and '.join(uris)} are the same libvirt: each domain has two channels on one "
+            "socket, of which one waits for ever; take one of them out"
+        )
 
 
 def _xen_ids(listings: Sequence[Listing]) -> frozenset[int] | None:
@@ -136,7 +168,10 @@ def _check_uri(listing: Listing, libvirt: LibvirtConfig) -> Iterator[Finding]:
         yield note(f"{uri}: no domain is running")
     if listing.unread:
         ids = ", ".join(map(str, listing.unread))
-        yield note(f"{uri}: the XML of these running domains could not be read: {ids}; try: virsh dumpxml ID")
+        yield note(
+            f"{uri}: the XML of these running domains could not be read: {ids}; "
+            f"try: virsh -c {uri} dumpxml ID"
+        )
     for domain in listing.domains:
         name, channel = printable(domain.name), domain.channel
         yield from _check_metadata(name, domain, libvirt.trust_metadata)
