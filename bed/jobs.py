@@ -110,11 +110,9 @@ class Jobs:
         stream = self._open()
         if stream is None:
             return
-        packed = base64.b64encode(script.encode() or b"\n")
-        line = b"\nJ %s %s %s .\n" % (job.encode(), _checksum(packed), packed)
         try:
             stream.settimeout(5.0)
-            stream.sendall(line)
+            stream.sendall(request(job, script))
             stream.settimeout(0.05)
         except OSError:
             self._close()  # half a line: the guest drops it, we repeat it
@@ -138,12 +136,20 @@ class Jobs:
             words = line.split(b" ")
             with contextlib.suppress(ValueError, binascii.Error):
                 # Anything else is the terminal's echo from before the guest had set its line.
-                if len(words) == 5 and words[0] == b"R" and words[3] == _checksum(words[4]):
+                whole = len(words) == 5 and words[3] == _checksum(words[1], words[2], words[4])
+                if whole and words[0] == b"R":
                     self._answers[words[1].decode()] = (
                         int(words[2]),
                         base64.b64decode(words[4], validate=True),
                     )
 
 
-def _checksum(packed: bytes | bytearray) -> bytes:
-    return hashlib.md5(packed + b"\n").hexdigest().encode()
+def request(job: str, script: str) -> bytes:
+    """The line that asks for it."""
+    packed = base64.b64encode(script.encode() or b"\n")
+    return b"\nJ %s %s %s .\n" % (job.encode(), _checksum(job.encode(), packed), packed)
+
+
+def _checksum(*words: bytes | bytearray) -> bytes:
+    """Of all that the line says: a script under a name that lost a letter would run a second time."""
+    return hashlib.md5(b" ".join(words) + b"\n").hexdigest().encode()

@@ -17,8 +17,7 @@ from bed.xen.computer import Computer
 from bed.xen.images import HERE, Images
 from bed.xen.payload import CACHE
 
-_MOUNT = "blockdev --flushbufs /dev/vdb && mount -o ro,noatime /dev/vdb /opt/netrng"
-MOUNT = f"mountpoint -q /opt/netrng || {{ {_MOUNT}; }}"  # one that is there already will do
+MOUNT = "blockdev --flushbufs /dev/vdb && mount -o ro,noatime /dev/vdb /opt/netrng"
 _DOMUS_S = 300.0
 
 

@@ -15,6 +15,7 @@ import pytest
 from bed import kvm, rundir
 from bed.domain_xml import CHANNEL_XML
 from bed.inside import BOOT_S, BedTimeout
+from bed.jobs import request
 from bed.libvirtd import PrivateLibvirtd
 from bed.packages import Artefacts, BedError
 from bed.rundir import RunDirectory
@@ -81,6 +82,11 @@ def test_commands_answer_with_code_and_output_in_any_order(boot_vm: BootVM) -> N
     sent = [guest.jobs.submit("true") for _ in range(30)]
     answered = [guest.jobs.answer(job, "true", 120, repeat=False) for job in sent]
     assert answered == [(0, b"")] * 30, "no request is lost because another job ends"
+    line = request("name", "true")
+    assert guest.jobs._stream is not None
+    guest.jobs._stream.sendall(line.replace(b" name ", b" me ") + line)
+    guest.wait_for(lambda: guest.run("ls /run/jobs/name.sh").rc == 0, 10, "the whole line's job")
+    assert guest.run("ls /run/jobs/me.sh").rc != 0, "it would run a second time under its name"
 
 
 def test_save_restore_pause_and_reset(boot_vm: BootVM, libvirtd: PrivateLibvirtd) -> None:
