@@ -280,26 +280,16 @@ def test_why_a_socket_does_not_take_the_connection(tmp_path: Path) -> None:
         connect_unix("/" + "x" * 200)
 
 
-def test_the_kernel_takes_a_largest_sample_while_another_one_waits_in_it(tmp_path: Path) -> None:
-    """Or the channel would idle from the one's end until we wake to send the other."""
-
-    async def scenario() -> None:
-        books = Books()
-        guest = Guest(tmp_path / "vm.sock", ask=65_536)
-        channel = make_channel(tmp_path / "vm.sock", books)
-        task = asyncio.create_task(channel.run())
-        try:
-            await until(lambda: channel.wanted[0] == 64)
-            guest.stop_reading()
-            for _ in range(2):
-                channel.send_sample(bytearray(b"s" * 16_384))
-                assert channel._link is not None
-                assert channel._link.idle
-        finally:
-            await stop(task)
-            guest.close()
-
-    asyncio.run(scenario(), debug=True)
+@pytest.mark.parametrize("sample", [16_384, 65_536])
+def test_the_kernel_takes_a_whole_window_at_once(sample: int, tmp_path: Path) -> None:
+    """Or the channel would idle from one sample's end until we wake to send the next."""
+    frame = wire.encode_sample(b"sessions", 0, bytearray(sample))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "vm.sock"))
+        listener.listen(1)
+        with connect_unix(str(tmp_path / "vm.sock")) as channel:
+            for _ in range(wire.MAX_WINDOW // sample):
+                assert channel.send(frame) == len(frame)
 
 
 def test_an_alarm_destroys_what_the_kernel_has_not_taken_yet(

@@ -9,9 +9,11 @@ import struct
 
 import psutil
 
-# Bytes: the largest window; no more is parked here than a guest asked for.  With less than two of the largest
-# samples the channel would idle from the one's end until we wake to send the other.
-SEND_BUFFER = 65536
+from netrng_guest import wire
+
+# What may be parked here, in bytes: a guest has no more than a window on its way.  With room for one sample alone
+# the channel would idle from its end until we wake to send the next.
+SEND_BUFFER = wire.MAX_WINDOW
 # QEMU, which Proxmox calls kvm and Debian's Xen xen-qemu-system-i386; or libvirt, which listens for a domain
 # that starts before its QEMU does.
 _HYPERVISORS = ("qemu", "kvm", "xen-qemu", "libvirtd", "virtqemud")
