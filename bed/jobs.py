@@ -151,5 +151,5 @@ def request(job: str, script: str) -> bytes:
 
 
 def _checksum(*words: bytes | bytearray) -> bytes:
-    """Of all that the line says: a script under a name that lost a letter would run a second time."""
+    """Of the job's name as well: a script under one that lost a letter would run a second time."""
     return hashlib.md5(b" ".join(words) + b"\n").hexdigest().encode()

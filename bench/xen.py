@@ -91,13 +91,13 @@ def rounds(bare: DomU, served: DomU, setting: Setting, folder: Path) -> Iterator
         try:
             _acknowledged(served, hostd, WARM_BYTES)
             for _ in range(setting.rounds):
-                hostd.send_signal(signal.SIGSTOP)
                 _pause(served)
+                hostd.send_signal(signal.SIGSTOP)
                 try:
                     raw = raw_rate(bare)
                 finally:
-                    _pause(served, "unpause")
                     hostd.send_signal(signal.SIGCONT)
+                    _pause(served, "unpause")
                 yield raw, netrng_rate(served, hostd)
         finally:
             agent.kill("KILL")

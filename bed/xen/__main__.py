@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> int:
         dom0 = _started(run.path, stack)
         dom0.check(snapshot.MOUNT)
         say(f"dom0 and its domUs are up after {time.monotonic() - begun:.0f} s")
+        shutil.rmtree(RESULTS, ignore_errors=True)
         try:
             code = _run(dom0, module)
         finally:
@@ -97,7 +98,6 @@ def _run(dom0: Computer, module: Sequence[str]) -> int:
 
 def _bring_out(dom0: Computer) -> None:
     dom0.check(f"cp $(ls {_LOGS}) /run/results; cd /run/results && tar -c *.log >/dev/bed-results", 60)
-    shutil.rmtree(RESULTS, ignore_errors=True)
     RESULTS.mkdir(exist_ok=True)
     try:
         with tarfile.open(dom0.results) as archive:

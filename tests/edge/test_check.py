@@ -40,7 +40,7 @@ from netrng_hostd.hypervisor.domain_xml import DomainXmlError
 from netrng_hostd.operate import check
 from netrng_hostd.operate.check import device, domains, host, upstream
 from netrng_hostd.operate.check.device import check_source, holders
-from netrng_hostd.operate.check.domains import check_domains, list_domains
+from netrng_hostd.operate.check.domains import Unread, check_domains, list_domains
 from netrng_hostd.operate.check.finding import Finding, Job, TooLate, within
 from netrng_hostd.operate.check.host import check_host
 from netrng_hostd.operate.check.noise import DISTRUST, Trial
@@ -493,10 +493,11 @@ def test_each_uri_is_asked_for_itself() -> None:
 
 
 def test_a_domain_whose_xml_cannot_be_read_runs_all_the_same() -> None:
-    found = lines(check_domains(config("qemu:///system"), lambda _: [3, domain(), 5]))
+    uri = "qemu:///system?a=b&c=d"
+    found = lines(check_domains(config(uri), lambda _: [Unread(3, "too\nlarge"), domain(), Unread(5, "no")]))
     assert found[0] == (
-        "qemu:///system: the XML of these running domains could not be read: 3, 5; "
-        "try: virsh -c qemu:///system dumpxml ID"
+        f"! {uri}: running domains are not served, for want of their XML: 3, 5; of 3: "
+        f"too\\nlarge; see: virsh -c '{uri}' dumpxml 3"
     )
     assert found[1].startswith("web-1 has no channel")
 
@@ -524,8 +525,8 @@ def test_one_libvirt_under_two_names(listener: socket.socket) -> None:
     *notes, twice = lines(check_domains(config(*uris), there))
     assert all("has no channel" in line for line in notes)
     assert twice == (
-        "! libvirt.uris: qemu:///system and qemu+unix:///system are the same libvirt: each domain has two "
-        "channels on one socket, of which one waits for ever; take one of them out"
+        "! libvirt.uris: qemu:///system and qemu+unix:///system are the same libvirt: each domain has "
+        "several channels on one socket, of which one is served; keep one of them"
     )
 
 
@@ -650,14 +651,15 @@ def test_a_domain_whose_xml_cannot_be_read_is_listed_by_its_id(monkeypatch: pyte
 
     monkeypatch.setattr(domains, "parse_live", refuse)
     assert isinstance(known, LiveDomain)
-    assert list_domains("test:///default") == [known.id]
+    assert list_domains("test:///default") == [Unread(known.id, "too large")]
 
 
 @pytest.mark.parametrize(
-    ("error", "ids"), [(DeniedError, [1]), (UnsupportedError, [1]), (NoDomainError, [])]
+    ("error", "found"),
+    [(DeniedError, [Unread(1, "no")]), (UnsupportedError, [Unread(1, "no")]), (NoDomainError, [])],
 )
 def test_a_domain_that_libvirt_will_not_show_hides_no_other(
-    error: type[HypervisorError], ids: list[int], monkeypatch: pytest.MonkeyPatch
+    error: type[HypervisorError], found: list[Unread], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that has just ended is none."""
 
@@ -665,7 +667,7 @@ def test_a_domain_that_libvirt_will_not_show_hides_no_other(
         raise error("no")
 
     monkeypatch.setattr(Connection, "live_xml", refuse)
-    assert list_domains("test:///default") == ids
+    assert list_domains("test:///default") == found
 
 
 def test_a_libvirt_that_goes_away_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -677,8 +679,7 @@ def test_a_libvirt_that_goes_away_meanwhile(monkeypatch: pytest.MonkeyPatch) -> 
         list_domains("test:///default")
 
 
-def test_streams_share_no_socket() -> None:
-    """Two hosts' domains have the same paths."""
+def test_other_hosts_domains_have_the_same_paths() -> None:
     uris = ("qemu+ssh://a/system", "qemu+ssh://b/system")
     streams = Config(control="/x", libvirt=LibvirtConfig(uris, transport="stream"))
     there = [dataclasses.replace(domain(uri, virtio("/same")), uuid=uri, uri=uri) for uri in uris]

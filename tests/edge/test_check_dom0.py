@@ -23,7 +23,7 @@ from netrng_hostd.config.sections import NAME
 from netrng_hostd.hypervisor import LiveChannel, LiveDomain, UnreachableError
 from netrng_hostd.operate.check import dom0
 from netrng_hostd.operate.check.dom0 import XenChannel, XenDomain, channel_name, check_dom0, toml_string
-from netrng_hostd.operate.check.domains import check_domains
+from netrng_hostd.operate.check.domains import Unread, check_domains
 from netrng_hostd.operate.check.finding import Finding, note, problem, show
 
 URI = "xen:///system"
@@ -342,7 +342,7 @@ def test_one_listing_serves_both() -> None:
 
 def test_libvirts_domain_whose_xml_cannot_be_read_is_not_said_to_be_xls() -> None:
     with dom0_with(domain(5), channel(5), domain(6), channel(6, "/s6")):
-        found = list(check_domains(config(), lambda _: [5], PATIENCE_S, PATIENCE_S))
+        found = list(check_domains(config(), lambda _: [Unread(5, "no")], PATIENCE_S, PATIENCE_S))
     assert [finding.more for finding in found if finding.more] == [lines(path="/s6")]
 
 

@@ -133,21 +133,34 @@ def test_a_long_stream_is_read_from_a_terminal_as_its_poll_tells(terminal: tuple
     """Nothing stays behind for want of another word from the kernel."""
     host, name = terminal
     guest = Port(name)
-    poll = select.epoll()
-    poll.register(guest.open(), select.EPOLLIN | select.EPOLLET)
     sent = random.Random(1).randbytes(300_000)
-    writer = threading.Thread(target=lambda: write_all(host, sent))
-    writer.start()
+    writer = threading.Thread(target=lambda: write_all(host, sent), daemon=True)
     found = bytearray()
-    while len(found) < len(sent):
-        assert poll.poll(PATIENCE_S), f"silent after {len(found)} bytes"
-        more = True
-        while more:
-            data, _, more = guest.read_all()
-            found += data
+    with select.epoll() as poll:
+        poll.register(guest.open(), select.EPOLLIN | select.EPOLLET)
+        writer.start()
+        try:
+            while len(found) < len(sent):
+                assert poll.poll(PATIENCE_S), f"silent after {len(found)} bytes"
+                more = True
+                while more:
+                    data, _, more = guest.read_all()
+                    found += data
+        finally:
+            guest.close()  # which ends a writer that waits
     assert found == sent
     writer.join()
-    poll.close()
+
+
+def test_what_waits_behind_a_full_terminal_is_read_with_it(terminal: tuple[int, str]) -> None:
+    """The end of a session has to be seen together with what came before it."""
+    host, name = terminal
+    guest = Port(name)
+    guest.open()
+    assert guest.read_all() == (bytearray(), True, False)
+    sent = random.Random(1).randbytes(12_000)
+    write_all(host, sent)
+    assert guest.read_all() == (bytearray(sent), True, False)
     guest.close()
 
 

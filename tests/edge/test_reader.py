@@ -650,10 +650,11 @@ def test_room_for_a_part_of_a_read_is_filled_up_after_a_while(monkeypatch: pytes
 
 
 class Ceasing(Immediate):
-    """That source, which gives ``last`` bytes in one more read and then nothing, without an error."""
+    """That source, which gives ``last`` bytes in one more read and then nothing, each time a second later."""
 
-    def __init__(self, last: int) -> None:
+    def __init__(self, clock: Clock, last: int) -> None:
         super().__init__()
+        self._ticking = clock
         self.ceased = threading.Event()
         self.asked_in_vain = 0
         self._last = last
@@ -663,6 +664,7 @@ class Ceasing(Immediate):
             return super().read_into(view)
         count, self._last = self._last, 0
         view[:count] = noise(count)
+        self._ticking.now_ns += 1_000_000_000
         self.asked_in_vain += not count
         return count
 
@@ -676,8 +678,9 @@ def test_a_silence_lasts_whatever_room_there_is(
     monkeypatch.setattr("netrng_hostd.sources.reader.WAKE_S", 0.005)
 
     async def scenario() -> None:
-        collector, source = Collector(), Ceasing(last)
-        with reading(source, collector, allowance=sum(DOUBLED), clock=Clock()) as reader:
+        clock, collector = Clock(), Collector()
+        source = Ceasing(clock, last)
+        with reading(source, collector, allowance=sum(DOUBLED), clock=clock) as reader:
             await until(lambda: collector.read == sum(DOUBLED))
             source.ceased.set()
             reader.allow(sum(DOUBLED) + room)

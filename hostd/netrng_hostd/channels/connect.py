@@ -11,8 +11,8 @@ import psutil
 
 from netrng_guest import wire
 
-# What may be parked here, in bytes: a guest has no more than a window on its way.  With room for one sample alone
-# the channel would idle from its end until we wake to send the next.
+# What may be parked here, in bytes: a guest has no more than a window on its way.  With room for one sample
+# alone the channel would idle from its end until we wake to send the next.
 SEND_BUFFER = wire.MAX_WINDOW
 # QEMU, which Proxmox calls kvm and Debian's Xen xen-qemu-system-i386; or libvirt, which listens for a domain
 # that starts before its QEMU does.

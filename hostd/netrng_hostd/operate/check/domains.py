@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Union
+from urllib.parse import urlsplit
 
 from netrng_hostd.config import Config, LibvirtConfig
+from netrng_hostd.config.sections import LOCAL_HOSTS
 from netrng_hostd.core.spelling import QuotaError
 from netrng_hostd.hypervisor import (
     HypervisorError,
@@ -27,7 +30,14 @@ from netrng_hostd.operate.units import printable
 LIBVIRT_S = 10.0
 
 
-Listed = Union[LiveDomain, int]  # a domain's id alone where its XML could not be read
+class Unread(NamedTuple):
+    """A running domain whose XML libvirt did not give, or that is none; ``id``: libvirt's number."""
+
+    id: int
+    why: str
+
+
+Listed = Union[LiveDomain, Unread]
 ListDomains = Callable[[str], Sequence[Listed]]
 
 
@@ -41,16 +51,16 @@ class Listing(NamedTuple):
     @property
     def domains(self) -> list[LiveDomain]:
         """Those whose XML could be read."""
-        return [one for one in self.found or () if not isinstance(one, int)]
+        return [one for one in self.found or () if not isinstance(one, Unread)]
 
     @property
-    def unread(self) -> list[int]:
-        """The ids of the others."""
-        return [one for one in self.found or () if isinstance(one, int)]
+    def unread(self) -> list[Unread]:
+        """The others."""
+        return [one for one in self.found or () if isinstance(one, Unread)]
 
 
 def list_domains(uri: str) -> list[Listed]:
-    """The running domains, over a read-only connection; the id alone of one whose XML could not be read.
+    """The running domains, over a read-only connection.
 
     Raises HypervisorError where that is not one domain's matter.
     """
@@ -67,8 +77,8 @@ def list_domains(uri: str) -> list[Listed]:
                 raise
             except NoDomainError:  # it has just ended
                 continue
-            except (HypervisorError, DomainXmlError):  # one that we may not see hides no other
-                found.append(number)
+            except (HypervisorError, DomainXmlError) as error:  # one that we may not see hides no other
+                found.append(Unread(number, str(error)))
                 continue
             if domain is not None:
                 found.append(domain)
@@ -90,8 +100,7 @@ def check_domains(
     for uri in config.libvirt.uris:
         listings.append(_ask(uri, list_them, libvirt_s))
         yield from _check_uri(listings[-1], config.libvirt)
-    # A stream needs no socket, and another host's have the paths of ours.
-    owners = {} if config.libvirt.transport == "stream" else _owners(listings)
+    owners = _owners(listings)
     yield from _check_shared(owners)
     for channel in config.channels:
         theirs = owners.get(os.path.realpath(channel.path), [])
@@ -116,9 +125,10 @@ def _ask(uri: str, list_them: ListDomains, libvirt_s: float) -> Listing:
 
 
 def _owners(listings: Sequence[Listing]) -> dict[str, list[LiveDomain]]:
-    """Domains by the real paths of their sockets."""
+    """This host's domains by the real paths of their sockets; another host's may have the same."""
     owners: dict[str, list[LiveDomain]] = {}
-    for domain in (domain for listing in listings for domain in listing.domains):
+    local = (listing for listing in listings if (urlsplit(listing.uri).hostname or "") in LOCAL_HOSTS)
+    for domain in (domain for listing in local for domain in listing.domains):
         if domain.channel is not None and domain.channel.path is not None:
             owners.setdefault(os.path.realpath(domain.channel.path), []).append(domain)
     return owners
@@ -142,8 +152,8 @@ def _check_shared(owners: dict[str, list[LiveDomain]]) -> Iterator[Finding]:
             listed.setdefault((path, domain.uuid), []).append(domain.uri)
     for uris in dict.fromkeys(tuple(uris) for uris in listed.values() if len(uris) > 1):
         yield problem(
-            f"libvirt.uris: {' and '.join(uris)} are the same libvirt: each domain has two channels on one "
-            "socket, of which one waits for ever; take one of them out"
+            f"libvirt.uris: {' and '.join(uris)} are the same libvirt: each domain has several channels on "
+            "one socket, of which one is served; keep one of them"
         )
 
 
@@ -152,9 +162,7 @@ def _xen_ids(listings: Sequence[Listing]) -> frozenset[int] | None:
     xen = [listing for listing in listings if drives_xen(listing.uri)]
     if any(listing.found is None for listing in xen):
         return None
-    return frozenset(
-        one if isinstance(one, int) else one.id for listing in xen for one in listing.found or ()
-    )
+    return frozenset(one.id for listing in xen for one in listing.found or ())
 
 
 def _check_uri(listing: Listing, libvirt: LibvirtConfig) -> Iterator[Finding]:
@@ -167,10 +175,11 @@ def _check_uri(listing: Listing, libvirt: LibvirtConfig) -> Iterator[Finding]:
     if not listing.found:
         yield note(f"{uri}: no domain is running")
     if listing.unread:
-        ids = ", ".join(map(str, listing.unread))
-        yield note(
-            f"{uri}: the XML of these running domains could not be read: {ids}; "
-            f"try: virsh -c {uri} dumpxml ID"
+        ids = ", ".join(str(one.id) for one in listing.unread)
+        first = listing.unread[0]
+        yield problem(
+            f"{uri}: running domains are not served, for want of their XML: {ids}; of {first.id}: "
+            f"{printable(first.why)}; see: virsh -c {shlex.quote(uri)} dumpxml {first.id}"
         )
     for domain in listing.domains:
         name, channel = printable(domain.name), domain.channel
