@@ -29,7 +29,7 @@ READ_SIZE = 65536
 # A session's end must be seen together with all that came before it.  A window of 64 KiB in samples of 32
 # bytes is 2,048 frames of 64 bytes, 2 * READ_SIZE; HOLD (32 bytes) and PROBE (26) come on top.
 MAX_READ = 4 * READ_SIZE
-# A terminal that holds as much may have more behind it (TTY_THRESHOLD_THROTTLE, drivers/tty/n_tty.c).
+# Bytes; a terminal that holds as much may have more behind it (TTY_THRESHOLD_THROTTLE, drivers/tty/n_tty.c).
 TTY_FULL = 4096 - 128
 NO_CONSOLE = "no Xen console is behind it (xenstore-list device/console shows which there are)"
 BUSY = "another program has it open (is a second netrng-guest running?)"
@@ -89,6 +89,10 @@ class Port:
         """
         assert self.fd is not None
         found = bytearray()
+        # A terminal gives all it holds, and its poll tells of what comes after (n_tty_read and
+        # n_tty_receive_buf_common, drivers/tty/n_tty.c); but what lay there before it was raw comes in parts,
+        # and what waits behind a full one.
+        at_once = self.is_terminal and self._was_empty
         while len(found) < MAX_READ:
             try:
                 n = os.readv(self.fd, [self._buffer])
@@ -104,9 +108,8 @@ class Port:
                 return found, self._end_is_gone, self._end_is_gone
             found += self._buffer[:n]
             self._buffer[:n] = bytes(n)
-            # A terminal gives all it holds, and its poll tells of what comes after (n_tty_read and
-            # n_tty_receive_buf_common, drivers/tty/n_tty.c); what lay there before it was raw comes in parts.
-            if self.is_terminal and self._was_empty and n < TTY_FULL:
+            at_once = at_once and n < TTY_FULL
+            if at_once:
                 return found, True, False
         return found, True, True
 

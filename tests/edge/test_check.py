@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import libvirt
 import pytest
 from tests.edge.rig import PATIENCE_S, wait_for
 from tests.edge.test_egd import Noise, serving
@@ -494,10 +495,9 @@ def test_each_uri_is_asked_for_itself() -> None:
 
 def test_a_domain_whose_xml_cannot_be_read_runs_all_the_same() -> None:
     uri = "qemu:///system?a=b&c=d"
-    found = lines(check_domains(config(uri), lambda _: [Unread(3, "too\nlarge"), domain(), Unread(5, "no")]))
+    found = lines(check_domains(config(uri), lambda _: [Unread(3, f"{uri}: no\n"), domain(), Unread(5, "x")]))
     assert found[0] == (
-        f"! {uri}: running domains are not served, for want of their XML: 3, 5; of 3: "
-        f"too\\nlarge; see: virsh -c '{uri}' dumpxml 3"
+        f"! {uri}: running domains that cannot be served: 3, 5: no\\n; see: virsh -r -c '{uri}' dumpxml 3"
     )
     assert found[1].startswith("web-1 has no channel")
 
@@ -680,10 +680,30 @@ def test_a_libvirt_that_goes_away_meanwhile(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_other_hosts_domains_have_the_same_paths() -> None:
-    uris = ("qemu+ssh://a/system", "qemu+ssh://b/system")
-    streams = Config(control="/x", libvirt=LibvirtConfig(uris, transport="stream"))
-    there = [dataclasses.replace(domain(uri, virtio("/same")), uuid=uri, uri=uri) for uri in uris]
-    assert lines(check_domains(streams, {uri: [one] for uri, one in zip(uris, there)}.__getitem__)) == []
+    uris = ("qemu+ssh://a/system", "qemu+tcp://localhost:1/system", "qemu:///system")
+    channels = (ChannelConfig("vm-1", "/same"),)
+    streams = Config(control="/x", libvirt=LibvirtConfig(uris, transport="stream"), channels=channels)
+
+    def there(uri: str) -> list[LiveDomain]:
+        return [dataclasses.replace(domain(uri, virtio("/same")), uuid=uri, uri=uri)]
+
+    (found,) = lines(check_domains(streams, there))
+    assert found.startswith("! vm-1: /same is the socket of qemu:///system, which libvirt lists")
+
+
+def test_a_domain_that_may_be_listed_and_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor may it be asked then whether it runs."""
+
+    def refuse(*_: object) -> None:
+        error = libvirt.libvirtError("")
+        error.err = (libvirt.VIR_ERR_ACCESS_DENIED, libvirt.VIR_FROM_ACCESS, "no", 2, "", "", "", 0, 0)
+        raise error
+
+    monkeypatch.setattr(libvirt.virDomain, "XMLDesc", refuse)
+    monkeypatch.setattr(libvirt.virDomain, "isActive", refuse)
+    (found,) = list_domains("test:///default")
+    assert isinstance(found, Unread)
+    assert "cannot read the domain's XML: no" in found.why
 
 
 # The daemon's own needs

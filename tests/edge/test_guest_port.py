@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import array
 import errno
+import fcntl
 import os
 import pty
 import random
@@ -17,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from netrng_guest import port, wire
-from netrng_guest.port import BUSY, Port, PortError
+from netrng_guest.port import BUSY, TTY_FULL, Port, PortError
 
-from .rig import PATIENCE_S
+from .rig import PATIENCE_S, wait_for
 
 
 @pytest.fixture
@@ -153,13 +155,21 @@ def test_a_long_stream_is_read_from_a_terminal_as_its_poll_tells(terminal: tuple
 
 
 def test_what_waits_behind_a_full_terminal_is_read_with_it(terminal: tuple[int, str]) -> None:
-    """The end of a session has to be seen together with what came before it."""
+    """The end of a session shall be seen together with what came before it."""
     host, name = terminal
     guest = Port(name)
     guest.open()
     assert guest.read_all() == (bytearray(), True, False)
-    sent = random.Random(1).randbytes(12_000)
+    sent = random.Random(1).randbytes(8_000)  # with 8,192 a pty is full (drivers/tty/pty.c)
     write_all(host, sent)
+    waiting = array.array("i", [0])
+
+    def is_full() -> bool:
+        assert guest.fd is not None
+        fcntl.ioctl(guest.fd, termios.FIONREAD, waiting)
+        return waiting[0] >= TTY_FULL
+
+    wait_for(is_full, "a full terminal")
     assert guest.read_all() == (bytearray(sent), True, False)
     guest.close()
 

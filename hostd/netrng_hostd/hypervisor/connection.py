@@ -140,8 +140,9 @@ class Connection:
     def _is_active(domain: Any) -> bool:
         try:
             return bool(domain.isActive())
-        except libvirt.libvirtError:
-            return False
+        except libvirt.libvirtError as error:
+            # Who may not read it may not ask this either.
+            return bool(error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN)
 
     def close(self) -> None:
         """End streams, registrations and the connection; never raises, may be called twice."""

@@ -100,7 +100,9 @@ def check_domains(
     for uri in config.libvirt.uris:
         listings.append(_ask(uri, list_them, libvirt_s))
         yield from _check_uri(listings[-1], config.libvirt)
-    owners = _owners(listings)
+    # Streams also go to other hosts, whose domains' sockets have the same paths, and through tunnels.
+    here = LOCAL_HOSTS if config.libvirt.transport == "socket" else ("",)
+    owners = _owners([one for one in listings if (urlsplit(one.uri).hostname or "") in here])
     yield from _check_shared(owners)
     for channel in config.channels:
         theirs = owners.get(os.path.realpath(channel.path), [])
@@ -125,10 +127,9 @@ def _ask(uri: str, list_them: ListDomains, libvirt_s: float) -> Listing:
 
 
 def _owners(listings: Sequence[Listing]) -> dict[str, list[LiveDomain]]:
-    """This host's domains by the real paths of their sockets; another host's may have the same."""
+    """Domains by the real paths of their sockets."""
     owners: dict[str, list[LiveDomain]] = {}
-    local = (listing for listing in listings if (urlsplit(listing.uri).hostname or "") in LOCAL_HOSTS)
-    for domain in (domain for listing in local for domain in listing.domains):
+    for domain in (domain for listing in listings for domain in listing.domains):
         if domain.channel is not None and domain.channel.path is not None:
             owners.setdefault(os.path.realpath(domain.channel.path), []).append(domain)
     return owners
@@ -177,9 +178,10 @@ def _check_uri(listing: Listing, libvirt: LibvirtConfig) -> Iterator[Finding]:
     if listing.unread:
         ids = ", ".join(str(one.id) for one in listing.unread)
         first = listing.unread[0]
+        why = printable(first.why.removeprefix(f"{uri}: "))
         yield problem(
-            f"{uri}: running domains are not served, for want of their XML: {ids}; of {first.id}: "
-            f"{printable(first.why)}; see: virsh -c {shlex.quote(uri)} dumpxml {first.id}"
+            f"{uri}: running domains that cannot be served: {ids}: {why}; "
+            f"see: virsh -r -c {shlex.quote(uri)} dumpxml {first.id}"
         )
     for domain in listing.domains:
         name, channel = printable(domain.name), domain.channel
