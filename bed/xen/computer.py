@@ -96,8 +96,8 @@ class Computer(Inside):
     @property
     def ended(self) -> bool:
         """Whether QEMU ended by itself, as it does where it cannot use what it was given."""
-        ends = (None, 0, *(-number for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)))
-        return self._process is not None and self._process.poll() not in ends
+        others = (None, 0, -signal.SIGKILL, -signal.SIGINT, -signal.SIGTERM)
+        return self._process is not None and self._process.poll() not in others
 
     def assert_running(self) -> None:
         """Raises BedError, with what QEMU and the console said last, if it has ended."""

@@ -654,7 +654,7 @@ class Ceasing(Immediate):
 
     def __init__(self, clock: Clock, last: int) -> None:
         super().__init__()
-        self._ticking = clock
+        self._clock = clock
         self.ceased = threading.Event()
         self.asked_in_vain = 0
         self._last = last
@@ -664,7 +664,7 @@ class Ceasing(Immediate):
             return super().read_into(view)
         count, self._last = self._last, 0
         view[:count] = noise(count)
-        self._ticking.now_ns += 1_000_000_000
+        self._clock.now_ns += 1_000_000_000
         self.asked_in_vain += not count
         return count
 

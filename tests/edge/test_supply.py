@@ -108,7 +108,7 @@ def test_one_that_had_more_room_than_there_is_now_replaces_the_oldest() -> None:
 
 
 def test_xor_mixes_equal_lengths_and_the_slower_one_sets_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    supply = make_supply("a", "b", policy=XOR, min_sources=2)
+    supply = make_supply("a", "b", policy=XOR, min_sources=2, size=2 * MIX_BYTES)
     mixes: list[bytearray] = []
     take = supply._mixer.take
 
@@ -121,7 +121,7 @@ def test_xor_mixes_equal_lengths_and_the_slower_one_sets_the_pace(monkeypatch: p
     supply.deliver("a", delivered(b"\x0f" * 1_000))
     assert supply.reservoir.stored == {}
     assert supply.held == {"a": 1_000, "b": 0}
-    assert first.allowed == (1_000 + supply.reservoir.room - 1_000, 0)
+    assert first.allowed == (1_000 + MIX_BYTES - 1_000, 0)
     supply.deliver("b", delivered(b"\xff" * 600))
     assert supply.reservoir.stored == {MIX: 600}
     assert supply.held == {"a": 400, "b": 0}

@@ -38,6 +38,11 @@ burst = "{BURST}B"
 """
 
 
+def bytes_sent(status: dict[str, Any]) -> dict[str, int]:
+    """By the domains' names, as the daemon tells them."""
+    return {domain["name"]: domain["bytes_sent"] for domain in status["domains"]}
+
+
 class Passed(NamedTuple):
     """What domains were sent between two answers of the daemon; in bytes, by name.
 
@@ -114,18 +119,15 @@ class Story:
     def wait_for_bytes(self, domu: DomU, n_bytes: int) -> Passed:
         """Until it was sent so many more; what everybody was sent meanwhile."""
         before = self.hostd.status()
-        target = n_bytes + sum(
-            domain["bytes_sent"] for domain in before["domains"] if domain["name"] == domu.name
-        )
+        target = bytes_sent(before)[domu.name] + n_bytes
         self.wait(domu, f"{n_bytes} bytes sent", lambda one: one["bytes_sent"] >= target)
         return self.passed_since(before)
 
     def passed_since(self, before: dict[str, Any]) -> Passed:
         """What everybody was sent since the daemon's status ``before``."""
-        known = {domain["name"]: domain for domain in before["domains"]}
         after = self.hostd.status()
-        now = {domain["name"]: domain for domain in after["domains"]}
-        sent = {name: now[name]["bytes_sent"] - known[name]["bytes_sent"] for name in known if name in now}
+        then, now = bytes_sent(before), bytes_sent(after)
+        sent = {name: now[name] - then[name] for name in then if name in now}
         return Passed(sent, after["time"] - before["time"])
 
     def assert_limited(self, passed: Passed) -> None:

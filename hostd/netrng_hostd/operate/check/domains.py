@@ -141,17 +141,18 @@ def _names(domains: Sequence[LiveDomain]) -> str:
 
 def _check_shared(owners: dict[str, list[LiveDomain]]) -> Iterator[Finding]:
     """Sockets of several domains, and domains that two URIs list."""
+    twins: dict[tuple[str, ...], None] = {}  # URIs; in their order, each once
     for path, domains in owners.items():
-        if len({domain.uuid for domain in domains}) > 1:
+        uris_of: dict[str, tuple[str, ...]] = {}  # by UUID
+        for domain in domains:
+            uris_of[domain.uuid] = (*uris_of.get(domain.uuid, ()), domain.uri)
+        if len(uris_of) > 1:
             yield problem(
                 f"{_names(domains)}: their channels have the same socket, {path}; "
                 "take <source> out of the channel's XML, and libvirt gives each its own"
             )
-    listed: dict[tuple[str, str], list[str]] = {}
-    for path, domains in owners.items():
-        for domain in domains:
-            listed.setdefault((path, domain.uuid), []).append(domain.uri)
-    for uris in dict.fromkeys(tuple(uris) for uris in listed.values() if len(uris) > 1):
+        twins.update(dict.fromkeys(uris for uris in uris_of.values() if len(uris) > 1))
+    for uris in twins:
         yield problem(
             f"libvirt.uris: {' and '.join(uris)} are the same libvirt: each domain has several channels on "
             "one socket, of which one is served; keep one of them"
