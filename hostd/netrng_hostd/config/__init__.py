@@ -10,6 +10,7 @@ from netrng_hostd.config.model import (
     Config,
     LibvirtConfig,
     ReservoirConfig,
+    ServeConfig,
     SourceConfig,
     default_control,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "ConfigError",
     "LibvirtConfig",
     "ReservoirConfig",
+    "ServeConfig",
     "SourceConfig",
     "control_of",
     "default_control",

@@ -18,6 +18,7 @@ from netrng_hostd.config.sections import (
     read_path,
     read_quotas,
     read_reservoir,
+    read_serves,
 )
 from netrng_hostd.config.sources import read_policy, read_sources
 from netrng_hostd.config.table import ConfigError, Table, spell
@@ -26,6 +27,7 @@ SAMPLE_SIZE_RANGE = (32, 65536)
 INTEGERS = "whole numbers of 64 bits, as TOML has them"
 KEYS = (
     "sample_size", "control", "reservoir", "libvirt", "source", "sources", "quota", "admission", "channel",
+    "serve",
 )  # fmt: skip
 
 
@@ -119,4 +121,5 @@ def _config(file: str, values: dict[str, Any], default_control: Callable[[], str
         quotas=read_quotas(file, top.tables("quota") or []),
         admission=read_admission(top.table("admission")),
         channels=read_channels(top.tables("channel") or []),
+        serves=read_serves(top.tables("serve") or []),
     )

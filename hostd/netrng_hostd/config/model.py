@@ -75,7 +75,19 @@ class AdmissionConfig:
 
 @dataclass(frozen=True)
 class ChannelConfig:
-    """A socket of a QEMU that no libvirt manages."""
+    """A socket of a QEMU that no libvirt manages, or with ``*`` and ``?`` in ``path`` many of them.
+
+    ``kind``: what is spoken there, "agent" (netrng's own protocol) or "egd" (a virtio-rng asks).
+    """
+
+    name: str
+    path: str
+    kind: str = "agent"
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """A UNIX socket on which hostd itself listens, for those who speak EGD."""
 
     name: str
     path: str
@@ -96,6 +108,7 @@ class Config:
     quotas: tuple[QuotaRule, ...] = ()
     admission: AdmissionConfig = AdmissionConfig()
     channels: tuple[ChannelConfig, ...] = ()
+    serves: tuple[ServeConfig, ...] = ()
 
 
 def default_control() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from netrng_hostd.config.model import (
@@ -12,6 +13,7 @@ from netrng_hostd.config.model import (
     ChannelConfig,
     LibvirtConfig,
     ReservoirConfig,
+    ServeConfig,
 )
 from netrng_hostd.config.table import ConfigError, Table
 from netrng_hostd.core.cutoffs import STARTUP
@@ -132,13 +134,30 @@ def read_channels(tables: list[Table]) -> tuple[ChannelConfig, ...]:
     channels: list[ChannelConfig] = []
     for table in tables:
         table.only(*keys_of(ChannelConfig))
-        channel = ChannelConfig(read_name(table, None), read_path(table, "path", None, SUN_PATH_MAX))
-        if any(channel.name == other.name for other in channels):
-            raise table.wrong("name", channel.name, "a name that no other channel has")
-        if any(channel.path == other.path for other in channels):
-            raise table.wrong("path", channel.path, "a path that no other channel has")
-        channels.append(channel)
+        name, path = read_name(table, None), read_path(table, "path", None, SUN_PATH_MAX)
+        kind = table.choice("kind", ChannelConfig.kind, ("agent", "egd"))
+        _refuse_double(table, name, path, channels, "channel")
+        channels.append(ChannelConfig(name, path, kind))
     return tuple(channels)
+
+
+def read_serves(tables: list[Table]) -> tuple[ServeConfig, ...]:
+    serves: list[ServeConfig] = []
+    for table in tables:
+        table.only(*keys_of(ServeConfig))
+        name, path = read_name(table, None), read_path(table, "path", None, SUN_PATH_MAX)
+        _refuse_double(table, name, path, serves, "serve")
+        serves.append(ServeConfig(name, path))
+    return tuple(serves)
+
+
+def _refuse_double(
+    table: Table, name: str, path: str, others: Sequence[ChannelConfig | ServeConfig], what: str
+) -> None:
+    if any(name == other.name for other in others):
+        raise table.wrong("name", name, f"a name that no other {what} has")
+    if any(path == other.path for other in others):
+        raise table.wrong("path", path, f"a path that no other {what} has")
 
 
 def keys_of(model: type) -> tuple[str, ...]:

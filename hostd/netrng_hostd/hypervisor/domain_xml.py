@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What netrng reads in a domain's live XML: who it is and where its channel is.
+"""What netrng reads in a domain's live XML: who it is and where its channel and its virtio-rng are.
 
 libvirtd writes this XML and is trusted (it can do anything to the host), so the standard library's parser
 is good enough; the size is bounded all the same, because parts of it (metadata, description) are tenants'.
-Format: https://libvirt.org/formatdomain.html#channel
+Format: https://libvirt.org/formatdomain.html#channel and #random-number-generator-device
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from netrng_hostd.core.quota import QuotaRule, parse_metadata
 from netrng_hostd.core.spelling import QuotaError, shown
 
 DEFAULT_CHANNEL_NAME = "org.netrng.0"
+VIRTIO_RNG = "virtio-rng"
 METADATA_NAMESPACE = "urn:netrng:1"
 METADATA_PREFIX = "netrng"
 
@@ -31,10 +32,11 @@ class DomainXmlError(ValueError):
 
 @dataclass(frozen=True)
 class LiveChannel:
-    """The channel of a running domain.
+    """The channel of a running domain, or the socket behind its virtio-rng.
 
-    ``mode`` "bind": the hypervisor listens on ``path``.  ``guest_open``: whether the guest has its end
-    open, None where the hypervisor does not say (Xen never does).
+    ``kind``: "virtio", "xen" or "virtio-rng".  ``mode`` "bind": the hypervisor listens on ``path``.
+    ``guest_open``: whether the guest has its end open, None where the hypervisor does not say (Xen never
+    does, and nobody of a virtio-rng).
     """
 
     kind: str
@@ -61,7 +63,10 @@ class QuotaElement(NamedTuple):
 
 @dataclass(frozen=True)
 class LiveDomain:
-    """A running domain; ``channel`` is None where it has none, ``quota`` where its metadata has none."""
+    """A running domain; ``channel`` is None where it has none, ``quota`` where its metadata has none.
+
+    ``rng``: its virtio-rng that asks an EGD server at a UNIX socket, None where it has none.
+    """
 
     name: str
     uuid: str
@@ -69,6 +74,7 @@ class LiveDomain:
     id: int
     channel: LiveChannel | None
     quota: QuotaElement | None = None
+    rng: LiveChannel | None = None
 
 
 def parse_live(xml: str, uri: str, channel_name: str = DEFAULT_CHANNEL_NAME) -> LiveDomain | None:
@@ -90,8 +96,15 @@ def parse_live(xml: str, uri: str, channel_name: str = DEFAULT_CHANNEL_NAME) -> 
     if not name:
         raise DomainXmlError("no name in the domain's XML")
     channel = find_channel(root, channel_name)
+    rng = find_rng(root)
     return LiveDomain(
-        name, uuid, uri, number, None if channel is None else _live_channel(channel), find_quota(root)
+        name,
+        uuid,
+        uri,
+        number,
+        None if channel is None else _live_channel(channel),
+        find_quota(root),
+        None if rng is None else _live_rng(rng),
     )
 
 
@@ -116,6 +129,15 @@ def find_channel(root: ElementTree.Element, channel_name: str) -> ElementTree.El
             kind = target.get("type")
             if kind in ("virtio", "xen"):
                 return channel
+    return None
+
+
+def find_rng(root: ElementTree.Element) -> ElementTree.Element | None:
+    """The first virtio-rng whose backend is an EGD server at a UNIX socket, or None."""
+    for rng in root.iterfind("devices/rng"):
+        backend = rng.find("backend")
+        if backend is not None and (backend.get("model"), backend.get("type")) == ("egd", "unix"):
+            return rng
     return None
 
 
@@ -148,4 +170,14 @@ def _live_channel(channel: ElementTree.Element) -> LiveChannel:
         path=None if source is None else source.get("path"),
         mode="bind" if source is None else source.get("mode", "bind"),
         guest_open=None if state is None else state == "connected",
+    )
+
+
+def _live_rng(rng: ElementTree.Element) -> LiveChannel:
+    source = rng.find("backend/source")
+    return LiveChannel(
+        kind=VIRTIO_RNG,
+        path=None if source is None else source.get("path"),
+        mode="connect" if source is None else source.get("mode", "connect"),
+        guest_open=None,
     )
