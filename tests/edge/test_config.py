@@ -78,7 +78,8 @@ def test_the_shipped_file_shows_every_key() -> None:
             "max_reservation", "max_weight", "max_limit", "max_burst",
         },
         "admission": {"headroom", "policy", "max_domains"},
-        "channel": {"name", "path"},
+        "channel": {"name", "path", "kind"},
+        "serve": {"name", "path"},
     }
     shown: dict[str, set[str]] = {}
     table = ""
