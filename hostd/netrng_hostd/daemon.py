@@ -148,6 +148,10 @@ class Daemon:
             self.roster.remove_static(gone.name)
         for new in set(config.channels) - set(old.channels):
             self.roster.add_static(new)
+        for served in set(old.serves) - set(config.serves):
+            self.roster.remove_serve(served.name)
+        for served in set(config.serves) - set(old.serves):
+            self.roster.add_serve(served)
         named = ", ".join(FIXED[name] for name in waiting)
         later = f"; takes effect after a restart: {named}" if waiting else ""
         log.info("configuration reloaded%s", later)
@@ -167,6 +171,8 @@ class Daemon:
     def _start_discovery(self) -> None:
         for channel in self._config.channels:
             self.roster.add_static(channel)
+        for served in self._config.serves:
+            self.roster.add_serve(served)
         for uri in self._config.libvirt.uris:
             self._watch(uri)
 
@@ -237,7 +243,8 @@ class Daemon:
         """One line for `systemctl status`."""
         states = [entry.channel.state for entry in self.roster.entries]
         sources = ", ".join(watch.state.name for watch in self.watches)
-        return f"source {sources}, {states.count('open')} of {len(states)} channels open"
+        n_open = sum(state in ("open", "listening") for state in states)
+        return f"source {sources}, {n_open} of {len(states)} channels open"
 
 
 def _log_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import Protocol
 
-from netrng_hostd.channels.channel import Channel
 from netrng_hostd.core.bucket import NS_PER_S
 from netrng_hostd.core.domain import MIN_SAMPLE, SEED_SIZE
 from netrng_hostd.core.granularity import sample_size
@@ -26,6 +26,26 @@ BATCH = 64  # samples between two turns of the event loop
 GAPS = 2
 
 
+class Outlet(Protocol):
+    """A Channel, or an EgdServer, as it is seen from here; by UUID several share one quota."""
+
+    @property
+    def acknowledges(self) -> bool: ...
+    @property
+    def wanted(self) -> tuple[int, int]: ...
+    @property
+    def sent(self) -> int: ...
+    @property
+    def in_flight(self) -> int: ...
+    def send_sample(self, data: bytearray) -> None: ...
+    def destroy_unsent(self) -> None: ...
+
+
+def account(uuid: str, acknowledges: bool) -> str:
+    """Whose the bytes are in the ledger: a domain's agent and its virtio-rng are counted apart."""
+    return uuid if acknowledges else f"{uuid} by EGD"
+
+
 class Dispatcher:
     """Implements the channels' Recipient, and gives them what ``supply`` brings."""
 
@@ -38,8 +58,8 @@ class Dispatcher:
         supply.alarmed = self._destroy_unsent
         supply.kept = lambda: scheduler.kept
         self.seeds: dict[str, int] = {}  # seeds begun, per domain
-        self._uuid_of: dict[Channel, str] = {}
-        self._channels: dict[str, list[Channel]] = {}
+        self._uuid_of: dict[Outlet, str] = {}
+        self._channels: dict[str, list[Outlet]] = {}
         self._pump_due: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
@@ -63,17 +83,19 @@ class Dispatcher:
         gap_bytes = GAPS * max(BYTE_WINDOW, read_size)
         scheduler.gap_ns = min(gap_bytes * NS_PER_S // rate, kept_ns) if rate else 0
 
-    def add(self, uuid: str, channel: Channel, quota: Quota) -> None:
+    def add(self, uuid: str, channel: Outlet, quota: Quota) -> None:
         """``channel`` serves the domain ``uuid`` from now on; it may have several (a migration, clones)."""
         self.scheduler.set_quota(uuid, quota, time.monotonic_ns())
         self._uuid_of[channel] = uuid
         self._channels.setdefault(uuid, []).append(channel)
 
-    def remove(self, channel: Channel) -> None:
+    def remove(self, channel: Outlet) -> None:
         """The channel is closed and gone."""
         uuid = self._uuid_of.pop(channel)
         channels = self._channels[uuid]
         channels.remove(channel)
+        if not any(other.acknowledges == channel.acknowledges for other in channels):
+            self.ledger.forget(account(uuid, channel.acknowledges))
         now_ns = time.monotonic_ns()
         if channels:
             self._tell_want(uuid, now_ns)
@@ -81,23 +103,26 @@ class Dispatcher:
         del self._channels[uuid]
         self.scheduler.want(uuid, 0, 0, now_ns)
         self.scheduler.forget(uuid, now_ns)
-        self.ledger.forget(uuid)
         self.seeds.pop(uuid, None)
 
     def set_quota(self, uuid: str, quota: Quota) -> None:
         self.scheduler.set_quota(uuid, quota, time.monotonic_ns())
         self._pump_soon()
 
-    def wants_changed(self, channel: Channel) -> None:
+    def available(self) -> int:
+        """Bytes that are there for whoever asks, seeds aside."""
+        return self.reservoir.available
+
+    def wants_changed(self, channel: Outlet) -> None:
         uuid = self._uuid_of.get(channel)
         if uuid is not None:
             self._tell_want(uuid, time.monotonic_ns())
             self._pump_soon()
 
-    def acked(self, channel: Channel, n_bytes: int) -> None:
+    def acked(self, channel: Outlet, n_bytes: int) -> None:
         self.ledger.acked(self._uuid_of[channel], n_bytes)
 
-    def lost(self, channel: Channel, n_bytes: int) -> None:
+    def lost(self, channel: Outlet, n_bytes: int) -> None:
         self.ledger.lost(self._uuid_of[channel], n_bytes)
 
     def stop(self) -> None:
@@ -111,18 +136,18 @@ class Dispatcher:
 
     def check(self) -> None:
         """Raises LedgerError unless every byte ever read is accounted for, by the sessions' count as well."""
-        in_flight = {
-            uuid: sum(channel.session.in_flight for channel in channels)
-            for uuid, channels in self._channels.items()
-        }
+        in_flight: dict[str, int] = {}
+        for channel, uuid in self._uuid_of.items():
+            own = account(uuid, channel.acknowledges)
+            in_flight[own] = in_flight.get(own, 0) + channel.in_flight
         self.ledger.check(self.supply.held, self.reservoir.stored, in_flight)
 
-    def _serving(self, uuid: str) -> tuple[Channel | None, int, int]:
+    def _serving(self, uuid: str) -> tuple[Outlet | None, int, int]:
         """Of a domain's channels that ask, the next in turn, seeds first, and what it wants: (seed, body).
 
         So two clones share what is theirs.
         """
-        found: tuple[Channel | None, int, int] = None, 0, 0
+        found: tuple[Outlet | None, int, int] = None, 0, 0
         for channel in self._channels[uuid]:
             seed, body = channel.wanted
             if (seed and not found[1]) or (body and found[0] is None):
@@ -169,9 +194,12 @@ class Dispatcher:
             return True
         sample, parts = reservoir.take(pick.n_bytes, pick.from_seed_reserve)
         # Booked before it is sent: if the write finds the channel dead, these bytes are lost, not unsent.
+        own = account(pick.uuid, channel.acknowledges)
         for part in parts:
-            self.ledger.sent(pick.uuid, part.n, part.origin)
-        if channel.session.sent == 0:  # out of whatever bucket: a second seed in a minute comes by weight
+            self.ledger.sent(own, part.n, part.origin)
+        if not channel.acknowledges:
+            self.ledger.unconfirmed(own, pick.n_bytes)
+        if seed and not channel.sent:  # out of whatever bucket: a second seed in a minute comes by weight
             self.seeds[pick.uuid] = self.seeds.get(pick.uuid, 0) + 1
         turns = self._channels[pick.uuid]
         turns.remove(channel)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is served: turns what discovery says, and the configuration's static sockets, into channels."""
+"""Who is served: turns what discovery says, and the configuration's sockets, into channels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import socket
 import time
 import uuid as uuids
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,14 +17,16 @@ from typing import NamedTuple
 from netrng_hostd.channels.budget import PARKED
 from netrng_hostd.channels.channel import Channel
 from netrng_hostd.channels.connect import ChannelUnavailable, connect_unix
+from netrng_hostd.channels.egd import LOST_REQUEST, WAITING, EgdSession
+from netrng_hostd.channels.server import EgdServer
 from netrng_hostd.channels.session import HostSession
-from netrng_hostd.config import AdmissionConfig, ChannelConfig
+from netrng_hostd.config import AdmissionConfig, ChannelConfig, ServeConfig
 from netrng_hostd.core.admission import PENDING, REFUSED
 from netrng_hostd.core.mistake import where_raised
-from netrng_hostd.core.quota import QuotaRule
+from netrng_hostd.core.quota import QuotaRule, serve_id
 from netrng_hostd.core.spelling import QuotaError
 from netrng_hostd.dispatch import Dispatcher
-from netrng_hostd.hypervisor.domain_xml import LiveDomain
+from netrng_hostd.hypervisor.domain_xml import VIRTIO_RNG, LiveChannel, LiveDomain
 from netrng_hostd.hypervisor.errors import HypervisorError
 from netrng_hostd.promises import Holding, Promises
 
@@ -31,6 +34,9 @@ log = logging.getLogger("netrng.roster")
 
 Connect = Callable[[], Awaitable[socket.socket]]
 OpenStream = Callable[[LiveDomain], Awaitable[socket.socket]]
+Key = tuple[str, str, bool]
+
+STATIC, STATIC_EGD, SERVE = "static", "egd", "serve"  # beside those of a LiveChannel
 
 NOT_YET = "whether its reservation fits the source is not decided yet"
 
@@ -44,19 +50,29 @@ class Metadata(NamedTuple):
 
 @dataclass
 class Candidate:
-    """One domain on one connection that has a channel."""
+    """One channel of a domain on one connection, or one [[serve]].
+
+    ``kind``: of libvirt's, "virtio", "xen" or "virtio-rng"; of [[channel]], "static" (an agent's) or "egd";
+    "serve".  ``mode``: of a LiveChannel.
+    """
 
     name: str
     uuid: str
     uri: str
-    kind: str  # virtio | xen | static
+    kind: str
     path: str | None
     connect: Connect
     metadata: Metadata
+    mode: str = "bind"
 
     @property
-    def key(self) -> tuple[str, str]:
-        return self.uri, self.uuid
+    def key(self) -> Key:
+        return self.uri, self.uuid, self.kind == VIRTIO_RNG
+
+    def is_like(self, other: Candidate) -> bool:
+        """Whether it is the same place under the same name."""
+        mine, theirs = ((one.name, one.kind, one.path, one.mode) for one in (self, other))
+        return mine == theirs
 
 
 @dataclass
@@ -64,7 +80,7 @@ class Entry:
     """A candidate that is served, and the channel that serves it."""
 
     candidate: Candidate
-    channel: Channel
+    channel: Channel | EgdServer
     task: asyncio.Task[None]
 
 
@@ -83,7 +99,7 @@ def static_uuid(name: str) -> str:
 
 
 class Roster:
-    """Keeps one Channel task per domain and connection; call everything from the event loop."""
+    """Keeps one task per channel or [[serve]]; call everything from the event loop."""
 
     def __init__(
         self,
@@ -97,8 +113,9 @@ class Roster:
         self._trust_metadata = trust_metadata
         self.promises = Promises(rules, admission, changed=self._quota_changed, decided=self._serve_refused)
         self._candidates: dict[str, list[Candidate]] = {}  # by UUID; several in a migration, the newest last
-        self._entries: dict[tuple[str, str], Entry] = {}
-        self._refusals: dict[tuple[str, str], Refusal] = {}  # served as soon as there is room, in this order
+        self._entries: dict[Key, Entry] = {}
+        self._served: Counter[str] = Counter()  # how many entries each UUID has
+        self._refusals: dict[Key, Refusal] = {}  # served as soon as there is room, in this order
         self.without_channel: dict[tuple[str, str], str] = {}  # names of domains that have no channel
 
     @property
@@ -120,52 +137,59 @@ class Roster:
         self.promises.use_headroom(admission.headroom_thousandths)
 
     def add_static(self, config: ChannelConfig) -> None:
-        async def connect() -> socket.socket:
-            return connect_unix(config.path)
-
-        uuid = static_uuid(config.name)
-        self._add(Candidate(config.name, uuid, "", "static", config.path, connect, Metadata()))
+        uuid, kind = static_uuid(config.name), STATIC_EGD if config.kind == "egd" else STATIC
+        connect = _connector_to(config.path)
+        self._add(Candidate(config.name, uuid, "", kind, config.path, connect, Metadata()))
 
     def remove_static(self, name: str) -> None:
-        self._remove(("", static_uuid(name)))
+        self._remove(("", static_uuid(name), False))
+
+    def add_serve(self, config: ServeConfig) -> None:
+        name = serve_id(config.name)
+        self._add(Candidate(name, name, "", SERVE, config.path, _connector_to(config.path), Metadata()))
+
+    def remove_serve(self, name: str) -> None:
+        self._remove(("", serve_id(name), False))
 
     def appeared(self, domain: LiveDomain, open_stream: OpenStream | None) -> None:
         """``open_stream`` is given where the configuration says transport = "stream"."""
-        live = domain.channel
-        if live is None:
-            self.without_channel[(domain.uri, domain.uuid)] = domain.name
-            return
-        connect, metadata = _connector(domain, open_stream), self._metadata(domain)
-        self._add(Candidate(domain.name, domain.uuid, domain.uri, live.kind, live.path, connect, metadata))
+        offered = _offered(domain, open_stream, self._metadata(domain))
+        for candidate in offered:
+            self._add(candidate)
+        self._note_without(domain, bool(offered))
 
     def changed(self, old: LiveDomain, new: LiveDomain, open_stream: OpenStream | None) -> None:
-        """The definition or the state of a running domain changed."""
-        known = self._find((new.uri, new.uuid))
-        if known is not None and old.channel is not None and new.channel is not None:
-            same = (old.channel.kind, old.channel.path, old.channel.mode) == (
-                new.channel.kind, new.channel.path, new.channel.mode,
-            )  # fmt: skip
-            if same and old.name == new.name:
-                if old.quota != new.quota:
-                    known.metadata = self._metadata(new)
-                    self._hold(new.uuid)
-                if known.key in self._entries:
-                    self._entries[known.key].channel.retry_now()
-                return
-        if new.channel is None:
-            self.vanished(old)
-        self.without_channel.pop((old.uri, old.uuid), None)
-        self.appeared(new, open_stream)
+        """The definition or the state of a running domain changed; channels that stay are left alone."""
+        offered = _offered(new, open_stream, Metadata())
+        stays = [known for known in self._known(new) if any(known.is_like(one) for one in offered)]
+        came = [one for one in offered if not any(one.is_like(known) for known in stays)]
+        if came or old.quota != new.quota:
+            metadata = self._metadata(new)
+            for one in (*stays, *came):
+                one.metadata = metadata
+        if stays and old.quota != new.quota:
+            self._hold(new.uuid)
+        replaced = {one.key for one in came}
+        for known in self._known(new):
+            if known not in stays and known.key not in replaced:
+                self._remove(known.key)
+        for one in came:
+            self._add(one)
+        self._note_without(new, bool(offered))
+        for known in stays:
+            if known.key in self._entries:
+                self._entries[known.key].channel.retry_now()
 
     def vanished(self, domain: LiveDomain) -> None:
         self.without_channel.pop((domain.uri, domain.uuid), None)
-        self._remove((domain.uri, domain.uuid))
+        for known in self._known(domain):
+            self._remove(known.key)
 
     def renewed(self, domain: LiveDomain) -> None:
         """The domain was resumed, restored or reverted: its memory may be a copy of another time's."""
-        entry = self._entries.get((domain.uri, domain.uuid))
-        if entry is not None:
-            entry.channel.renew()
+        for known in self._known(domain):
+            if known.key in self._entries:
+                self._entries[known.key].channel.renew()
 
     def tick(self, now_ns: int) -> None:
         for entry in self._entries.values():
@@ -178,8 +202,18 @@ class Roster:
             self._end(entry, "shutdown")
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _find(self, key: tuple[str, str]) -> Candidate | None:
+    def _find(self, key: Key) -> Candidate | None:
         return next((known for known in self._candidates.get(key[1], ()) if known.key == key), None)
+
+    def _known(self, domain: LiveDomain) -> list[Candidate]:
+        """Its channels, as far as they are known."""
+        return [known for known in self._candidates.get(domain.uuid, ()) if known.uri == domain.uri]
+
+    def _note_without(self, domain: LiveDomain, has_channel: bool) -> None:
+        if has_channel:
+            self.without_channel.pop((domain.uri, domain.uuid), None)
+        else:
+            self.without_channel[(domain.uri, domain.uuid)] = domain.name
 
     def _metadata(self, domain: LiveDomain) -> Metadata:
         if domain.quota is None or not self._trust_metadata:
@@ -206,8 +240,7 @@ class Roster:
 
     def _may_claim(self, uuid: str) -> bool:
         """Who is kept out by max_domains is promised nothing."""
-        served = any(candidate.key in self._entries for candidate in self._candidates[uuid])
-        return served or len(self._entries) < self._config.max_domains
+        return uuid in self._served or len(self._served) < self._config.max_domains
 
     def _add(self, candidate: Candidate) -> None:
         """It may be known already: its verdict stays, and if it is served it goes on to be."""
@@ -225,7 +258,7 @@ class Roster:
 
     def _why_not(self, candidate: Candidate) -> str:
         """Why it is not served, "" if it may be."""
-        if len(self._entries) >= self._config.max_domains:
+        if not self._may_claim(candidate.uuid):
             return f"{self._config.max_domains} domains are served already; raise admission.max_domains"
         verdict = self.holding(candidate).verdict
         if self._config.policy == "refuse" and verdict.state == PENDING:
@@ -236,15 +269,25 @@ class Roster:
 
     def _serve(self, candidate: Candidate) -> None:
         name, uuid = candidate.name, candidate.uuid
-        session = HostSession(lambda: os.urandom(8))
-        where = candidate.path or f"{candidate.uri} {name}"
-        # Of a virtio-serial port QEMU reads nothing while nobody is connected; a static one may be Xen's.
-        parked = 0 if candidate.kind == "virtio" else PARKED
-        channel = Channel(name, where, candidate.connect, session, self._dispatcher, parked)
+        channel = self._make_channel(candidate)
         self._dispatcher.add(uuid, channel, self.holding(candidate).in_force)
         task = asyncio.get_running_loop().create_task(channel.run(), name=f"channel {name}")
         task.add_done_callback(lambda done: self._ended(name, channel, done))
         self._entries[candidate.key] = Entry(candidate, channel, task)
+        self._served[uuid] += 1
+
+    def _make_channel(self, candidate: Candidate) -> Channel | EgdServer:
+        name, kind, dispatcher = candidate.name, candidate.kind, self._dispatcher
+        where = candidate.path or f"{candidate.uri} {name}"
+        if kind == SERVE:
+            return EgdServer(name, where, dispatcher.available, dispatcher.wants_changed)
+        if kind in (VIRTIO_RNG, STATIC_EGD):
+            asker = EgdSession(dispatcher.available, unasked=LOST_REQUEST, commands=(WAITING,))
+            return Channel(name, where, candidate.connect, asker, dispatcher)
+        session = HostSession(lambda: os.urandom(8))
+        # Of a virtio-serial port QEMU reads nothing while nobody is connected; a static one may be Xen's.
+        parked = 0 if kind == "virtio" else PARKED
+        return Channel(name, where, candidate.connect, session, dispatcher, parked)
 
     def _serve_refused(self) -> None:
         """Whether they are served now: somebody has left, or verdicts were given anew."""
@@ -268,17 +311,17 @@ class Roster:
         if any(candidate.key in self._entries for candidate in self._candidates[uuid]):
             self._dispatcher.set_quota(uuid, self.promises[uuid].in_force)
 
-    def _ended(self, name: str, channel: Channel, task: asyncio.Task[None]) -> None:
+    def _ended(self, name: str, channel: Channel | EgdServer, task: asyncio.Task[None]) -> None:
         self._dispatcher.remove(channel)
         if not task.cancelled() and task.exception() is not None:
             log.error("%s: no longer served: %s", name, where_raised(task.exception()))
 
-    def _remove(self, key: tuple[str, str]) -> None:
+    def _remove(self, key: Key) -> None:
         if self._find(key) is not None:
             self._take_out(key)
             self._hold(key[1])
 
-    def _take_out(self, key: tuple[str, str]) -> Refusal | None:
+    def _take_out(self, key: Key) -> Refusal | None:
         """All but its quota; returns its refusal, if it is not served."""
         candidate = self._find(key)
         if candidate is not None:
@@ -288,6 +331,9 @@ class Roster:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._end(entry, "removed")
+            self._served[key[1]] -= 1
+            if not self._served[key[1]]:
+                del self._served[key[1]]
             if self._refusals:
                 self.promises.decide_soon()  # there is room
         return self._refusals.pop(key, None)
@@ -297,21 +343,40 @@ class Roster:
         entry.task.cancel()
 
 
-def _connector(domain: LiveDomain, open_stream: OpenStream | None) -> Connect:
-    live = domain.channel
+def _offered(domain: LiveDomain, open_stream: OpenStream | None, metadata: Metadata) -> list[Candidate]:
+    """The domain's channel, and its virtio-rng where that waits for us here: no stream leads there."""
+    found = []
+    if domain.channel is not None:
+        found.append((domain.channel, _connector(domain, domain.channel, open_stream)))
+    rng = domain.rng
+    if rng is not None and rng.path is not None and rng.mode == "bind" and open_stream is None:
+        found.append((rng, _connector_to(rng.path)))
+    return [
+        Candidate(domain.name, domain.uuid, domain.uri, live.kind, live.path, connect, metadata, live.mode)
+        for live, connect in found
+    ]
 
+
+def _connector(domain: LiveDomain, live: LiveChannel, open_stream: OpenStream | None) -> Connect:
     async def connect() -> socket.socket:
         if open_stream is not None:
             try:
                 return await open_stream(domain)
             except HypervisorError as error:
                 raise ChannelUnavailable(str(error)) from None
-        if live is None or live.path is None:
+        if live.path is None:
             raise ChannelUnavailable(f"libvirt shows no socket for the channel of {domain.name}")
         if live.mode == "connect":
             raise ChannelUnavailable(
                 f"the channel of {domain.name} has <source mode='connect'>; netrng needs mode='bind'"
             )
         return connect_unix(live.path)
+
+    return connect
+
+
+def _connector_to(path: str) -> Connect:
+    async def connect() -> socket.socket:
+        return connect_unix(path)
 
     return connect

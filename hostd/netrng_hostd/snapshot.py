@@ -13,11 +13,12 @@ import psutil
 
 from netrng_hostd import __version__
 from netrng_hostd.channels.channel import Channel
+from netrng_hostd.channels.server import EgdServer
 from netrng_hostd.config import AdmissionConfig, Config
 from netrng_hostd.core.admission import Admission
-from netrng_hostd.core.ledger import Ledger, LedgerError
+from netrng_hostd.core.ledger import DomainCount, Ledger, LedgerError
 from netrng_hostd.discovery.watcher import UriState
-from netrng_hostd.dispatch import Dispatcher
+from netrng_hostd.dispatch import Dispatcher, account
 from netrng_hostd.operate.status import (
     AdmissionStatus,
     DaemonStatus,
@@ -64,8 +65,8 @@ class Meters:
 
     def tick(self, now_ns: int, sources: Iterable[str], ledger: Ledger, roster: Roster) -> None:
         """Call it about twice a second."""
-        served = {entry.candidate.uuid for entry in roster.entries}
-        totals = {uuid: ledger.domain(uuid).acked for uuid in served}
+        served = {_account(entry) for entry in roster.entries}
+        totals = {own: _arrived(ledger.domain(own)) for own in served}
         totals.update({"source " + name: ledger.source(name).read for name in sources})
         for key, total in totals.items():
             if key in self._meters:
@@ -156,20 +157,30 @@ def _source(watch: SourceWatch, supply: Supply, meters: Meters) -> SourceStatus:
     )
 
 
+def _account(entry: Entry) -> str:
+    return account(entry.candidate.uuid, entry.channel.acknowledges)
+
+
+def _arrived(counts: DomainCount) -> int:
+    """What the domain took, as far as that can be known."""
+    return counts.acked + counts.unconfirmed
+
+
 def _served(entry: Entry, roster: Roster, dispatcher: Dispatcher, meters: Meters) -> DomainStatus:
-    channel, uuid = entry.channel, entry.candidate.uuid
-    counts = dispatcher.ledger.domain(uuid)
+    channel, own = entry.channel, _account(entry)
+    counts, knows = dispatcher.ledger.domain(own), entry.channel.acknowledges
     return _status(
         entry.candidate, roster.holding(entry.candidate), channel.state, channel.since_ns,
         bytes_sent=counts.sent,
-        bytes_acked=counts.acked,
-        bytes_lost=counts.lost,
-        origins={"+".join(origin): n for origin, n in dispatcher.ledger.origins(uuid).items()},
-        rate=meters.rate(uuid),
-        agent=channel.session.agent,
+        bytes_acked=counts.acked if knows else None,
+        bytes_lost=counts.lost if knows else None,
+        origins={"+".join(origin): n for origin, n in dispatcher.ledger.origins(own).items()},
+        rate=meters.rate(own),
+        agent=channel.agent,
         detail=channel.detail,
-        in_flight=counts.in_flight,
-        seeds=dispatcher.seeds.get(uuid, 0),
+        in_flight=counts.in_flight if knows else None,
+        seeds=dispatcher.seeds.get(entry.candidate.uuid, 0) if knows else None,
+        clients=channel.clients if isinstance(channel, EgdServer) else None,
         last_heard=_heard(channel),
     )  # fmt: skip
 
@@ -204,9 +215,8 @@ def _status(
     )
 
 
-def _heard(channel: Channel) -> float | None:
-    heard_ns = channel.session.last_heard_ns
-    return None if heard_ns is None or channel.state != "open" else _wall(heard_ns)
+def _heard(channel: Channel | EgdServer) -> float | None:
+    return None if channel.last_heard_ns is None else _wall(channel.last_heard_ns)
 
 
 def _wall(monotonic_ns: int) -> float:

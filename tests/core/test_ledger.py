@@ -209,6 +209,7 @@ class LedgerMachine(RuleBasedStateMachine):
     sources = st.sampled_from(["one", "two", "three"])
     origins = st.sampled_from([("one",), ("two",), ("three",), ("one", "two"), ("one", "two", "three")])
     domains = st.sampled_from(["a", "b", "c", "d"])
+    fates = st.sampled_from(["acked", "lost", "unconfirmed"])
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,7 +225,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.in_flight: Counter[str] = Counter()
         self.acked: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
-        self.vanished_acked = self.vanished_lost = 0
+        self.unconfirmed: Counter[str] = Counter()
+        self.vanished_acked = self.vanished_lost = self.vanished_unconfirmed = 0
 
     @rule(source=sources, n=st.integers(0, 2000))
     def reads(self, source: str, n: int) -> None:
@@ -272,14 +274,14 @@ class LedgerMachine(RuleBasedStateMachine):
         self.from_where.setdefault(uuid, Counter())[origin] += n
         self.in_flight[uuid] += n
 
-    @rule(uuid=domains, data=st.data(), lost=st.booleans())
-    def ends(self, uuid: str, data: st.DataObject, lost: bool) -> None:
+    @rule(uuid=domains, data=st.data(), fate=fates)
+    def ends(self, uuid: str, data: st.DataObject, fate: str) -> None:
         n = data.draw(st.integers(0, self.in_flight[uuid]))
-        (self.ledger.lost if lost else self.ledger.acked)(uuid, n)
-        (self.lost if lost else self.acked)[uuid] += n
+        getattr(self.ledger, fate)(uuid, n)
+        getattr(self, fate)[uuid] += n
         self.in_flight[uuid] -= n
 
-    @rule(uuid=domains, beyond=st.integers(1, 5), posting=st.sampled_from(["acked", "lost"]))
+    @rule(uuid=domains, beyond=st.integers(1, 5), posting=fates)
     def ends_too_much(self, uuid: str, beyond: int, posting: str) -> None:
         with pytest.raises(LedgerError):
             getattr(self.ledger, posting)(uuid, self.in_flight[uuid] + beyond)
@@ -291,6 +293,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.forget(uuid) == in_flight
         self.vanished_acked += self.acked.pop(uuid, 0)
         self.vanished_lost += self.lost.pop(uuid, 0) + in_flight
+        self.vanished_unconfirmed += self.unconfirmed.pop(uuid, 0)
 
     @precondition(lambda self: self.read)
     @rule(held=st.integers(-3, 3), stored=st.integers(-3, 3), source=sources)
@@ -315,7 +318,9 @@ class LedgerMachine(RuleBasedStateMachine):
             assert self.ledger.source(name) == tuple(count[name] for count in counts)
         for uuid in ("a", "b", "c", "d"):
             acked, lost, in_flight = self.acked[uuid], self.lost[uuid], self.in_flight[uuid]
-            assert self.ledger.domain(uuid) == (acked + lost + in_flight, acked, lost, in_flight)
+            unconfirmed = self.unconfirmed[uuid]
+            sent = acked + lost + in_flight + unconfirmed
+            assert self.ledger.domain(uuid) == (sent, acked, lost, in_flight, unconfirmed)
             assert self.ledger.in_flight(uuid) == in_flight
             assert self.ledger.origins(uuid) == self.from_where.get(uuid, {})
 
@@ -324,9 +329,10 @@ class LedgerMachine(RuleBasedStateMachine):
         acked = sum(self.acked.values()) + self.vanished_acked
         lost = sum(self.lost.values()) + self.vanished_lost
         in_flight = sum(self.in_flight.values())
-        sent = acked + lost + in_flight
+        unconfirmed = sum(self.unconfirmed.values()) + self.vanished_unconfirmed
+        sent = acked + lost + in_flight + unconfirmed
         read, discarded = sum(self.read.values()), sum(self.discarded.values())
-        assert self.ledger.totals == Totals(read, discarded, sent, acked, lost, in_flight)
+        assert self.ledger.totals == Totals(read, discarded, sent, acked, lost, in_flight, unconfirmed)
 
 
 LedgerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30)

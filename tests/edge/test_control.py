@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from tests.edge.rig import PATIENCE_S, wait_for
 
+from netrng_hostd.channels import listen
 from netrng_hostd.operate import control
 from netrng_hostd.operate.control import MAX_CLIENTS, ControlServer, NoDaemon, ask
 from netrng_hostd.operate.status import DaemonStatus, SourceStatus, from_json, to_json
@@ -105,7 +106,7 @@ def test_root_and_its_group_alone_may_ask(path: str) -> None:
 def test_the_socket_is_never_open_to_others(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     modes = []
     monkeypatch.setattr(
-        control, "_give_to_group", lambda p: modes.append(stat.S_IMODE(Path(p).stat().st_mode))
+        listen, "_give_to_group", lambda p: modes.append(stat.S_IMODE(Path(p).stat().st_mode))
     )
     before = os.umask(0)
     try:

@@ -28,7 +28,7 @@ class Taker:
         self.wanted = (0, body)
         self.taken = 0
         self.destroyed = 0
-        self.session = self
+        self.acknowledges = True
         self.sent = 1
         self.in_flight = 0
 

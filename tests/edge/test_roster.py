@@ -17,6 +17,7 @@ from tests.edge.rig import Guest, until
 from tests.edge.supplied import SOURCE, delivered, make_supply
 
 from netrng_hostd.channels.budget import INBOUND_DEPTH, PARKED
+from netrng_hostd.channels.channel import Channel
 from netrng_hostd.config import AdmissionConfig, ChannelConfig
 from netrng_hostd.core.quota import Quota, QuotaRule
 from netrng_hostd.core.scheduler import Scheduler
@@ -113,7 +114,11 @@ def test_only_where_bytes_may_lie_from_before_is_more_read_at_first(tmp_path: Pa
                 channel = LiveChannel(kind, str(tmp_path / kind), "bind", None)
                 roster.appeared(LiveDomain(kind, f"uuid-{kind}", URI, 1, channel), None)
             roster.add_static(ChannelConfig("static", str(tmp_path / "static")))
-            allowed = {entry.candidate.kind: entry.channel._budget._level for entry in roster.entries}
+            allowed = {
+                entry.candidate.kind: entry.channel._budget._level
+                for entry in roster.entries
+                if isinstance(entry.channel, Channel)
+            }
             deep = INBOUND_DEPTH + PARKED
             assert allowed == {"virtio": INBOUND_DEPTH, "xen": deep, "static": deep}
 

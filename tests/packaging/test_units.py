@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from netrng_hostd.channels.listen import GROUP
 from netrng_hostd.config import AdmissionConfig, load
 from netrng_hostd.main import build_parser
-from netrng_hostd.operate.control import GROUP
 
 CONF = Path(__file__).parents[2] / "conf"
 UNITS = sorted((CONF / "systemd").glob("*.service"))

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import logging
+
 INBOUND_DEPTH = 65536  # bytes
 INBOUND_RATE = 16384  # bytes per second, for whatever a guest has to say
 INBOUND_PER_READ = 64  # bytes at least: one at a time, each costs a turn of the loop
@@ -55,6 +57,13 @@ class LogBudget:
         self._lines = LOG_DEPTH
         self._last_ns = now_ns
         self._left_out = 0
+
+    def tell(self, log: logging.Logger, now_ns: int, level: int, name: str, text: str, *args: object) -> None:
+        """Logs ``text`` about the channel ``name``, unless there were too many."""
+        left_out = self.admit(now_ns)
+        if left_out is not None:
+            more = f" ({left_out} more lines left out)" if left_out else ""
+            log.log(level, "%s: " + text + "%s", name, *args, more)
 
     def admit(self, now_ns: int) -> int | None:
         """None: leave this line out.  Else how many were left out before it."""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """One domain's channel: connect, shake hands, carry samples, start over when it breaks.
 
-States, as in `status`:
+States, as in `status`; of a virtio-rng, which has no agent, the first two and "open":
 
 connecting    not tried yet
 unreachable   the last attempt to connect failed; tried again with back-off
 waiting       connected, and no agent has answered yet
-open          a session is open
+open          a session is open; of a virtio-rng: connected
 violated      the guest broke the protocol; a new session is offered after a while
 incompatible  the agent speaks no version of the protocol that this daemon speaks
 """
@@ -20,10 +20,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from netrng_guest import wire
 from netrng_hostd.channels import session as protocol
 from netrng_hostd.channels.budget import InboundBudget, LogBudget
 from netrng_hostd.channels.connect import ChannelUnavailable, is_hypervisor, listener_of
-from netrng_hostd.channels.link import Link
+from netrng_hostd.channels.conversation import Conversation, Session
 from netrng_hostd.core.mistake import where_raised
 
 log = logging.getLogger("netrng.channel")
@@ -58,7 +59,7 @@ class Channel:
         name: str,
         where: str,
         connect: Callable[[], Awaitable[socket.socket]],
-        session: protocol.HostSession,
+        session: Session,
         recipient: Recipient,
         parked: int = 0,
     ) -> None:
@@ -67,8 +68,8 @@ class Channel:
         self._connect = connect
         self.session = session
         self._recipient = recipient
-        self._link: Link | None = None
-        self._lost_link: asyncio.Event = asyncio.Event()
+        self._talk: Conversation | None = None
+        self._talk_ended = asyncio.Event()
         self._wake = asyncio.Event()
         self._retry_s = FIRST_RETRY_S
         now_ns = time.monotonic_ns()
@@ -76,40 +77,58 @@ class Channel:
         self._log_budget = LogBudget(now_ns)
         self._paused = False
         self._listener = ""
-        self._sample_waits = False  # for the kernel to take all of it
         self.leaving = ""  # why this channel ends for good, for the agent: one of wire.CLOSE_REASONS
-        self._resume_timer: asyncio.TimerHandle | None = None
         self.state = "connecting"
         self.detail = ""
         self.since_ns = now_ns
 
     @property
+    def acknowledges(self) -> bool:
+        """Whether the other end tells what it took."""
+        return self.session.acknowledges
+
+    @property
+    def sent(self) -> int:
+        """Bytes of the present session."""
+        return self.session.sent
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes of the present session that are neither acknowledged nor lost."""
+        return self.session.in_flight
+
+    @property
+    def agent(self) -> wire.StatusDict | None:
+        """What the agent says of itself."""
+        return self.session.agent
+
+    @property
+    def last_heard_ns(self) -> int | None:
+        """When the other end said something, in the session that is open."""
+        return self.session.last_heard_ns if self.state == "open" else None
+
+    @property
     def wanted(self) -> tuple[int, int]:
         """(seed, body): bytes that may be sent now, below and beyond the session's 64th."""
-        if self._link is None or not self._link.idle or self.session.state != "open":
-            return 0, 0
-        return self.session.wanted_seed, self.session.wanted
+        return (0, 0) if self._talk is None else self._talk.wanted
 
     def send_sample(self, data: bytearray) -> None:
         """Sends ``data`` as the session's next bytes and overwrites it; call it only for what is wanted."""
-        frame = self.session.sample(data)
-        self._budget.sample_sent(len(data))
-        data[:] = bytes(len(data))
-        if self._link is not None:
-            self._link.send(frame)
-            self._sample_waits = self._link is not None and not self._link.idle
+        assert self._talk is not None, "nothing is wanted"
+        self._talk.send_sample(data)
 
     def destroy_unsent(self) -> None:
-        """The source has failed: what the kernel has not taken yet of a sample is not sent any more.
-
-        A frame that has begun cannot be taken back, so the connection ends, and with it the session.
-        """
-        if self._sample_waits and self._link is not None:
-            self._link.close("a health test's alarm destroyed what was not sent yet")
+        """The source has failed: what the kernel has not taken yet of a sample is not sent any more."""
+        if self._talk is not None:
+            self._talk.destroy_unsent()
 
     def renew(self) -> None:
-        """Forces a new session: the domain was resumed, restored or reverted."""
-        if self._link is not None:
+        """Forces a new session: the domain was resumed, restored or reverted.
+
+        Nothing to do for a virtio-rng: QEMU asks anew by itself, and what lies in its socket was never in the
+        domain's memory.
+        """
+        if self._talk is not None and self.acknowledges:
             now_ns = time.monotonic_ns()
             self._handle(self.session.renew(now_ns), now_ns)
 
@@ -120,11 +139,9 @@ class Channel:
 
     def tick(self, now_ns: int) -> None:
         """Keep-alives and delayed answers; called about twice a second."""
-        if self._link is None:
+        if self._talk is None:
             return
-        due_ns = self.session.next_tick_ns
-        if due_ns is not None and due_ns <= now_ns:
-            self._handle(self.session.tick(now_ns), now_ns)
+        self._talk.tick(now_ns)
         if self.state == "waiting" and not self.detail and now_ns - self.since_ns > HANDSHAKE_NS:
             self.detail = (
                 "no agent has answered: netrng-guest is not running in the domain, or another program holds "
@@ -151,10 +168,15 @@ class Channel:
         except ChannelUnavailable as error:
             self._set_state("unreachable", str(error))
             return
-        self._lost_link.clear()
-        loop = asyncio.get_running_loop()
-        self._link = Link(
-            sock, loop, received=self._received, drained=self._drained, closed=self._link_closed
+        self._talk_ended.clear()
+        self._talk = Conversation(
+            sock,
+            self.session,
+            self._budget,
+            heard=self._handle,
+            drained=lambda: self._recipient.wants_changed(self),
+            flooded=self._flooded,
+            closed=self._ended,
         )
         listener = listener_of(sock)
         if listener and not is_hypervisor(listener) and listener != self._listener:
@@ -162,9 +184,9 @@ class Channel:
         self._listener = listener
         now_ns = time.monotonic_ns()
         self._handle(self.session.renew(now_ns), now_ns)
-        if self._link is not None:
-            self._link.start()
-        await self._lost_link.wait()
+        if self._talk is not None:
+            self._talk.start()
+        await self._talk_ended.wait()
 
     async def _back_off(self) -> None:
         # Not asyncio.wait_for(): up to Python 3.11 it loses a cancellation that comes with the event.
@@ -176,22 +198,10 @@ class Channel:
         finally:
             timer.cancel()
 
-    def _received(self, untrusted_data: bytes) -> None:
-        now_ns = time.monotonic_ns()
-        pause_ns = self._budget.spend(len(untrusted_data), now_ns)
-        self._handle(self.session.receive(untrusted_data, now_ns), now_ns)
-        if pause_ns and self._link is not None:
-            self._link.pause()
-            loop = asyncio.get_running_loop()
-            self._resume_timer = loop.call_later(pause_ns / 1e9, self._resume)
-            if not self._paused:
-                self._paused = True
-                self._log(logging.WARNING, "the guest sends more than it may: read more slowly from now on")
-
-    def _resume(self) -> None:
-        self._resume_timer = None
-        if self._link is not None:
-            self._link.resume()
+    def _flooded(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self._log(logging.WARNING, "the guest sends more than it may: read more slowly from now on")
 
     def _handle(self, events: list[protocol.Event], now_ns: int) -> None:
         for event in events:
@@ -207,41 +217,31 @@ class Channel:
                 self._log(logging.INFO, text, event.reason, event.lost)
             elif isinstance(event, protocol.Violation):
                 self._log(logging.WARNING, "protocol violation: %s", event.text)
-        self._write_control()
-        if self._link is not None and self.session.state != protocol.CLOSED:
+            elif isinstance(event, protocol.Broken) and self._talk is not None:
+                self._talk.close(f"protocol violation: {event.text}")
+        if self._talk is not None:
+            self._talk.speak()
+        if self._talk is not None and self.session.state != protocol.CLOSED:
             self._set_state(_STATE_OF_SESSION[self.session.state], keep_detail=True)
         # A control frame that waits stops the samples as well, though the session has nothing to tell.
-        if events or (self._link is not None and not self._link.idle):
+        if events or (self._talk is not None and not self._talk.link.idle):
             self._recipient.wants_changed(self)
 
-    def _write_control(self) -> None:
-        output = self.session.take_output()
-        if output and self._link is not None:
-            self._link.send(bytearray(output))
-
-    def _drained(self) -> None:
-        self._sample_waits = False
-        self._recipient.wants_changed(self)
-
-    def _link_closed(self, reason: str) -> None:
-        self._link = None
-        self._sample_waits = False
-        if self._resume_timer is not None:
-            self._resume_timer.cancel()
-            self._resume_timer = None
+    def _ended(self, reason: str) -> None:
+        self._talk = None
         now_ns = time.monotonic_ns()
         self._handle(self.session.close(reason, now_ns), now_ns)
         if not self.leaving:
             self._set_state("unreachable", reason)
         self._recipient.wants_changed(self)
-        self._lost_link.set()
+        self._talk_ended.set()
 
     def _hang_up(self) -> None:
         now_ns = time.monotonic_ns()
-        if self._link is not None:
+        if self._talk is not None:
             self._handle(self.session.close(self.leaving or "other", now_ns), now_ns)
-        if self._link is not None:
-            self._link.close("hung up")
+        if self._talk is not None:
+            self._talk.close("hung up")
 
     def _set_state(self, state: str, detail: str = "", keep_detail: bool = False) -> None:
         changed = state != self.state
@@ -253,7 +253,4 @@ class Channel:
         self._log(logging.INFO, "%s%s", state, f": {detail}" if detail else "")
 
     def _log(self, level: int, text: str, *args: object) -> None:
-        left_out = self._log_budget.admit(time.monotonic_ns())
-        if left_out is not None:
-            more = f" ({left_out} more lines left out)" if left_out else ""
-            log.log(level, "%s: " + text + "%s", self.name, *args, more)
+        self._log_budget.tell(log, time.monotonic_ns(), level, self.name, text, *args)

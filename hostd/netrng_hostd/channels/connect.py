@@ -53,8 +53,15 @@ def listener_of(sock: socket.socket) -> str:
     SO_PEERCRED names the process that called listen(): unix(7).
     """
     try:
-        if not sock.getpeername():
-            return ""  # a socket pair: the other end is our own, before a stream
+        # A socket pair has no name: the other end is our own, before a stream.
+        return peer_of(sock) if sock.getpeername() else ""
+    except OSError:
+        return ""  # it has gone
+
+
+def peer_of(sock: socket.socket) -> str:
+    """Who is at the other end, as "stunnel4 (pid 7)"; "" where that cannot be told."""
+    try:
         packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, _, _ = struct.unpack("3i", packed)
         return f"{psutil.Process(pid).name()} (pid {pid})"

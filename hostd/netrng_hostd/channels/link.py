@@ -42,9 +42,19 @@ class Link:
         self.resume()
 
     @property
+    def open(self) -> bool:
+        """False from `close` on."""
+        return self._sock is not None
+
+    @property
     def idle(self) -> bool:
         """True when all that was to be sent is with the kernel."""
         return not self._pending and self._sock is not None
+
+    @property
+    def sending(self) -> bool:
+        """True while something waits for the kernel to take it."""
+        return bool(self._pending) and self._sock is not None
 
     def send(self, frame: bytearray) -> None:
         """Takes ownership of ``frame``; it is overwritten once sent or given up."""

@@ -65,7 +65,13 @@ class Violation(NamedTuple):
     text: str
 
 
-Event = Union[Opened, Granted, Acked, Lost, AgentStatus, Ended, Violation]
+class Broken(NamedTuple):
+    """What came is no protocol, so nothing after it can be understood: the connection has to end."""
+
+    text: str
+
+
+Event = Union[Opened, Granted, Acked, Lost, AgentStatus, Ended, Violation, Broken]
 
 
 class HostSession:
@@ -77,6 +83,8 @@ class HostSession:
 
     Hand out ``take_output()`` and the frames of ``sample()`` in the order in which they were made.
     """
+
+    acknowledges = True
 
     def __init__(
         self,

@@ -2,7 +2,10 @@
 """The ledger: where every byte that was ever read has gone. Counts only, in bytes.
 
 Per source:  read = discarded + held before the reservoir + stored in the reservoir + sent
-Per domain:  sent = acknowledged + lost + in flight, and sent = the sum over its origins
+Per domain:  sent = acknowledged + lost + unconfirmed + in flight, and sent = the sum over its origins
+
+*Unconfirmed* is what went to one who acknowledges nothing (EGD has no such word): nobody here will ever know
+what became of it, so it is neither acknowledged nor lost.
 
 Every vetted byte has an *origin*: the names of the sources that went into it, one, or several where they are
 mixed. A mixed byte is stored, sent or destroyed once for each of its sources.
@@ -43,6 +46,7 @@ class DomainCount(NamedTuple):
     acked: int
     lost: int
     in_flight: int
+    unconfirmed: int = 0
 
 
 class Totals(NamedTuple):
@@ -54,6 +58,7 @@ class Totals(NamedTuple):
     acked: int
     lost: int
     in_flight: int
+    unconfirmed: int = 0
 
 
 class Ledger:
@@ -119,6 +124,11 @@ class Ledger:
         self._in_flight(uuid, n, "lost").lost += n
         self._all.lost += n
 
+    def unconfirmed(self, uuid: str, n: int) -> None:
+        """n of the bytes in flight went where nothing is acknowledged."""
+        self._in_flight(uuid, n, "unconfirmed").unconfirmed += n
+        self._all.unconfirmed += n
+
     def forget(self, uuid: str) -> int:
         """The domain has vanished: its counts live on in the totals alone.
 
@@ -131,7 +141,7 @@ class Ledger:
         return domain.in_flight
 
     def in_flight(self, uuid: str) -> int:
-        """Bytes sent to the domain and neither acknowledged nor lost."""
+        """Bytes sent to the domain of which neither is known yet."""
         return self.domain(uuid).in_flight
 
     def source(self, name: str) -> SourceCount:
@@ -142,7 +152,7 @@ class Ledger:
     def domain(self, uuid: str) -> DomainCount:
         """All zero for a domain that was never sent anything, or is forgotten."""
         domain = self._domains.get(uuid) or _Domain()
-        return DomainCount(domain.sent, domain.acked, domain.lost, domain.in_flight)
+        return DomainCount(domain.sent, domain.acked, domain.lost, domain.in_flight, domain.unconfirmed)
 
     def origins(self, uuid: str) -> Mapping[Origin, int]:
         """Where the bytes that were sent to the domain came from."""
@@ -152,7 +162,10 @@ class Ledger:
     def totals(self) -> Totals:
         """Sources and domains together."""
         every = self._all
-        return Totals(self._read, self._discarded, every.sent, every.acked, every.lost, every.in_flight)
+        return Totals(
+            self._read, self._discarded, every.sent, every.acked, every.lost, every.in_flight,
+            every.unconfirmed,
+        )  # fmt: skip
 
     def check(
         self,
@@ -209,12 +222,12 @@ class _Source:
 
 
 class _Domain:
-    __slots__ = ("acked", "lost", "origins", "sent")
+    __slots__ = ("acked", "lost", "origins", "sent", "unconfirmed")
 
     def __init__(self) -> None:
-        self.sent = self.acked = self.lost = 0
+        self.sent = self.acked = self.lost = self.unconfirmed = 0
         self.origins: dict[Origin, int] = {}
 
     @property
     def in_flight(self) -> int:
-        return self.sent - self.acked - self.lost
+        return self.sent - self.acked - self.lost - self.unconfirmed

@@ -84,6 +84,7 @@ class Quota:
 
 
 DEFAULT_QUOTA = Quota()
+UUID, SERVE = "uuid:", "serve:"  # what a pattern begins with that is not over a domain's name
 METADATA = "metadata"  # the name of a quota that a domain's metadata sets anything of
 
 
@@ -91,9 +92,9 @@ METADATA = "metadata"  # the name of a quota that a domain's metadata sets anyth
 class QuotaRule:
     """One `[[quota]]` of the configuration, or one domain's metadata.
 
-    `match` holds globs over the domain's name (`*`, `?`, `[…]`, case counts) and `uuid:` followed by a
-    UUID or a glob over it. A key that is None, or a limit that is UNSET, inherits. So does a `max_` that is
-    UNSET; None is "no cap".
+    `match` holds globs over the domain's name (`*`, `?`, `[…]`, case counts), `uuid:` followed by a UUID or a
+    glob over it, and `serve:` followed by the name of a [[serve]] or a glob over it. A key that is None, or a
+    limit that is UNSET, inherits. So does a `max_` that is UNSET; None is "no cap".
     Raises QuotaError if its own numbers contradict each other.
     """
 
@@ -118,13 +119,21 @@ class QuotaRule:
         return {key: value for key, value in values.items() if value is not defaults[key]}
 
     def matches(self, domain_name: str, uuid: str) -> bool:
-        """Whether this rule says anything about the domain."""
-        return any(
-            fnmatchcase(uuid.lower(), pattern[5:].lower())
-            if pattern.startswith("uuid:")
-            else fnmatchcase(domain_name, pattern)
-            for pattern in self.match
-        )
+        """Whether this rule says anything about the domain, or about a [[serve]]: see `serve_id`."""
+        return any(_matches(pattern, domain_name, uuid) for pattern in self.match)
+
+
+def serve_id(name: str) -> str:
+    """What a [[serve]] has as its name and in the place of a UUID: no domain can have it as both."""
+    return SERVE + name
+
+
+def _matches(pattern: str, domain_name: str, uuid: str) -> bool:
+    if pattern.startswith(SERVE):
+        return fnmatchcase(uuid, pattern)
+    if pattern.startswith(UUID):
+        return not uuid.startswith(SERVE) and fnmatchcase(uuid.lower(), pattern[len(UUID) :].lower())
+    return fnmatchcase(domain_name, pattern)
 
 
 def resolve(

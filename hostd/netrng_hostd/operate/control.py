@@ -9,22 +9,19 @@ make, half a second at most, and all answers together leave at a bounded rate.
 from __future__ import annotations
 
 import asyncio
-import grp
 import json
 import logging
 import math
-import os
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 
+from netrng_hostd.channels.listen import GROUP, listen_unix, unlink
 from netrng_hostd.operate.status import DaemonStatus, to_json
 
 log = logging.getLogger("netrng.control")
 
-GROUP = "netrng"
 MAX_REQUEST = 1024  # bytes of a request's line
 MAX_ANSWER = 16 << 20  # bytes; 4,096 domains take about 3 MB
 MAX_CLIENTS = 16
@@ -67,7 +64,7 @@ class ControlServer:
         self._closing = False
 
     async def __aenter__(self) -> ControlServer:
-        sock = _listen(self._path)
+        sock = listen_unix(self._path, MAX_CLIENTS)
         self._server = await asyncio.start_unix_server(self._accepted, sock=sock, limit=MAX_REQUEST)
         return self
 
@@ -82,7 +79,7 @@ class ControlServer:
                 writer.transport.abort()  # a task that has not begun yet cleans nothing up
             await asyncio.gather(*self._clients, return_exceptions=True)
             await self._server.wait_closed()
-        _unlink(self._path)
+        unlink(self._path)
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._closing or len(self._clients) >= MAX_CLIENTS:
@@ -138,41 +135,6 @@ class ControlServer:
 
 def _line(text: str) -> bytes:
     return text.encode("ascii") + b"\n"
-
-
-def _listen(path: str) -> socket.socket:
-    """A listening socket that nobody but root and the group may connect to, at any time."""
-    directory = Path(path).parent
-    if not directory.is_dir():
-        directory.mkdir(mode=0o755 if os.geteuid() == 0 else 0o700)
-    if Path(path).is_socket():
-        _unlink(path)  # left behind by a daemon that was killed: its lock is ours now
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
-        mask = os.umask(0o117)
-        try:
-            sock.bind(path)
-        finally:
-            os.umask(mask)
-        _give_to_group(path)
-        sock.listen(MAX_CLIENTS)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _give_to_group(path: str) -> None:
-    try:
-        group = grp.getgrnam(GROUP).gr_gid
-        if Path(path).stat().st_gid != group:
-            os.chown(path, -1, group)
-    except (KeyError, PermissionError):
-        return  # no such group, or an unprivileged daemon: the socket is its user's alone
-
-
-def _unlink(path: str) -> None:
-    Path(path).unlink(missing_ok=True)
 
 
 def ask(path: str, command: str = "status", timeout_s: float = TIMEOUT_S) -> str:

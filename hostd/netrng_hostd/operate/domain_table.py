@@ -17,9 +17,10 @@ WIDE = 150  # columns from which on each value has a column of its own
 GOOD, DOUBTFUL, BAD, FAINT, LOUD = "green", "yellow", "red", "dim", "bold red"
 STRONG = "bold"
 STYLES = {
-    "healthy": GOOD, "open": GOOD, "connected": GOOD,
+    "healthy": GOOD, "open": GOOD, "connected": GOOD, "listening": GOOD,
     "starting": DOUBTFUL, "connecting": DOUBTFUL, "waiting": DOUBTFUL,
 }  # fmt: skip
+UNKNOWN = "–"
 AGENT_TEXT_MAX = 10  # characters of what an agent says of itself; all of it is in the JSON
 
 
@@ -76,7 +77,7 @@ def _stacks(status: DaemonStatus, domain: DomainStatus, total: int) -> list[list
     if domain.reservation_effective != domain.reservation:
         reserved += f" of {format_rate(domain.reservation)}"
     limit = format_rate(domain.limit)
-    acked, lost = size(domain.bytes_acked), size(domain.bytes_lost)
+    acked, lost = (UNKNOWN if n is None else size(n) for n in (domain.bytes_acked, domain.bytes_lost))
     feeds = _agent(domain, "sink_state")
     return [
         [Value("DOMAIN", name_text(domain.name)), Value("STATE", state)],
@@ -95,11 +96,18 @@ def _stacks(status: DaemonStatus, domain: DomainStatus, total: int) -> list[list
             Value("LOST", Text(lost, DOUBTFUL if domain.bytes_lost else FAINT), f"{lost} lost"),
         ],
         [
-            Value("SINK", Text(_agent(domain, "sink") or "–")),
+            Value("SINK", Text(_taker(domain))),
             Value("FEEDS", Text(feeds, GOOD if feeds == "ok" else DOUBTFUL)),
             Value("AGENT", Text(_agent(domain, "version"), FAINT)),
         ],
     ]
+
+
+def _taker(domain: DomainStatus) -> str:
+    """Who takes what is sent, as far as it is known."""
+    if domain.clients is not None:
+        return f"{domain.clients} client{'' if domain.clients == 1 else 's'}"
+    return "virtio-rng" if domain.kind in ("virtio-rng", "egd") else _agent(domain, "sink") or UNKNOWN
 
 
 def _agent(domain: DomainStatus, key: str) -> str:

@@ -27,9 +27,10 @@ SOURCE_STATES = {
 }
 DOMAIN_STATES = {
     "connecting": "not tried yet",
-    "unreachable": "the channel's socket does not take the connection",
+    "unreachable": "the channel's socket does not take the connection; of a [[serve]]: it cannot be made",
     "waiting": "connected; no agent in the VM has answered",
-    "open": "served",
+    "open": "served; a virtio-rng, which tells nothing of itself: connected",
+    "listening": "of a [[serve]]: its socket takes clients",
     "violated": "the guest broke the protocol; it is offered a new session after a while",
     "incompatible": "the agent speaks no version of the protocol that this daemon speaks",
     "refused": "not served: its reservation does not fit, or there are too many domains",
@@ -77,7 +78,9 @@ class SourceStatus:
 
 @dataclass(frozen=True)
 class DomainStatus:
-    """One domain's channel. ``kind``: virtio, xen or static; ``agent``: what the guest says of itself;
+    """One domain's channel, or one [[serve]]. ``kind``: virtio, xen, static, virtio-rng, egd (a [[channel]]
+    of that kind) or serve; the last three speak EGD, in which nothing is acknowledged, so what became of the
+    bytes sent is None; ``clients``: of a [[serve]]; ``agent``: what the guest says of itself;
     ``quota``: the name of its `[[quota]]`, or "metadata"; ``quota_detail``: why its metadata does not count,
     "" if all is well; ``admission``: one of ADMISSION_STATES; ``last_heard``: of the agent, in the session
     that is open; ``origins``: how many of the bytes sent came from which source, mixes as "a+b"."""
@@ -95,16 +98,17 @@ class DomainStatus:
     limit: int | None
     burst: int
     bytes_sent: int = 0
-    bytes_acked: int = 0
-    bytes_lost: int = 0
+    bytes_acked: int | None = 0
+    bytes_lost: int | None = 0
     origins: dict[str, int] = field(default_factory=dict)
     rate: int = 0
     agent: dict[str, Any] | None = None
     detail: str = ""
     quota: str = ""
     quota_detail: str = ""
-    in_flight: int = 0
-    seeds: int = 0
+    in_flight: int | None = 0
+    seeds: int | None = 0
+    clients: int | None = None
     last_heard: float | None = None
     admission: str = "none"
 

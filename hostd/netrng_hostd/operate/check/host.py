@@ -9,9 +9,10 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+from netrng_hostd.channels.listen import GROUP
 from netrng_hostd.config import SYSTEM_CONTROL, Config
 from netrng_hostd.operate.check.finding import Finding, note, problem
-from netrng_hostd.operate.control import GROUP, NoDaemon, ask
+from netrng_hostd.operate.control import NoDaemon, ask
 from netrng_hostd.operate.status import DaemonStatus, from_json
 
 SWAPS = Path("/proc/swaps")

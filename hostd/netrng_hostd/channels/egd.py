@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server's half of EGD: commands in, answers out.  Pure.  For a VM's virtio-rng, and for [[serve]].
+
+The commands are those of egd.pl 0.9, the first such server; n is one byte:
+
+00             how many bits there are     answered with 4 bytes, the most significant first
+01 n           up to n bytes, soon         answered with a count, one byte, and so many bytes
+02 n           n bytes, however long       answered with n bytes and nothing else
+03 b b n ...   n bytes of the asker's own  read and thrown away: nobody else gets what an asker chose
+04             the server's process        answered with a count, one byte, and so many digits
+
+QEMU's virtio-rng (backends/rng-egd.c) sends command 2 alone and takes no more than it is waiting for.  What
+it asked while nobody was connected it does not ask again, and its guest waits: up to ``unasked`` bytes, given
+right after connecting and only then, free it.
+
+The asker is untrusted.  Whatever it sends costs a bounded amount of memory: requests of command 2 that follow
+one another are added up, and one who lets too many others wait has to go.  EGD knows no acknowledgement, so
+nothing given here is ever in flight, and no session begins with a seed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from dataclasses import dataclass
+from typing import Callable
+
+from netrng_guest import wire
+from netrng_hostd.channels.session import CLOSED, OPEN, Broken, Event, Granted, Opened
+
+COUNT, AVAILABLE, WAITING, PUSH, PROCESS = range(5)
+_LENGTHS = {COUNT: 1, AVAILABLE: 2, WAITING: 2, PUSH: 4, PROCESS: 1}  # bytes, without those pushed
+LOST_REQUEST = 64  # bytes: what Linux's virtio-rng driver asks for at a time
+SOON_NS = 250_000_000  # for command 1; an answer at once would find nothing wherever others ask as well
+MAX_ASKS = 256  # that may wait, those added up counting as one
+MAX_OUTPUT = 4096  # bytes of answers without entropy that may wait for the asker to read
+
+
+@dataclass
+class _Ask:
+    """One request, or several of command 2; ``n_bytes`` are still to be given."""
+
+    command: int
+    n_bytes: int
+    due_ns: int
+
+
+class EgdSession:
+    """What is spoken on one channel, one connection after another; the same shape as HostSession.
+
+    ``available`` tells how many bytes there are to be had. ``commands``: those that this asker may use.
+    """
+
+    acknowledges = False
+    agent: wire.StatusDict | None = None
+    in_flight = 0
+    wanted_seed = 0
+
+    def __init__(
+        self,
+        available: Callable[[], int],
+        process_id: int = 0,
+        unasked: int = 0,
+        commands: tuple[int, ...] = (COUNT, AVAILABLE, WAITING, PUSH, PROCESS),
+    ) -> None:
+        self.state = CLOSED
+        self.sent = 0
+        self.last_heard_ns: int | None = None
+        self._available = available
+        self._process_id = str(process_id).encode()
+        self._unasked = unasked
+        self._lengths = {command: _LENGTHS[command] for command in commands}
+        self._to_free = 0  # of ``unasked``, not given yet on this connection
+        self._asks: deque[_Ask] = deque()
+        self._partial = b""  # a command that has not come whole
+        self._pushed = 0  # bytes to throw away
+        self._output = bytearray()
+
+    @property
+    def wanted(self) -> int:
+        """Bytes that the next sample may hold."""
+        return self._to_free or (self._asks[0].n_bytes if self._asks else 0)
+
+    @property
+    def next_tick_ns(self) -> int | None:
+        """When ``tick`` has something to do, or None."""
+        if self._asks and self._asks[0].command == AVAILABLE:
+            return self._asks[0].due_ns
+        return None
+
+    def renew(self, now_ns: int) -> list[Event]:
+        """A new connection."""
+        self.close("", now_ns)
+        self.state = OPEN
+        self._to_free = self._unasked
+        return [Granted()]
+
+    def close(self, reason: str, now_ns: int) -> list[Event]:
+        """The end, until ``renew``: what was asked for is forgotten.  EGD has no word for it."""
+        self.state = CLOSED
+        self.last_heard_ns = None
+        self.sent = self._to_free = self._pushed = 0
+        self._asks.clear()
+        self._partial = b""
+        self._output.clear()
+        return []
+
+    def sample(self, data: bytearray) -> bytearray:
+        """The answer that carries ``data``, which the caller overwrites, as it does the answer.
+
+        Raises ValueError on more than is wanted.
+        """
+        if not 0 < len(data) <= self.wanted:
+            raise ValueError(f"{len(data)} bytes, {self.wanted} wanted")
+        self.sent += len(data)
+        answer = bytearray(data)
+        if self._to_free:
+            self._to_free -= len(data)
+        elif self._asks[0].command == AVAILABLE:
+            answer.insert(0, len(data))
+            self._asks.popleft()
+        else:
+            self._asks[0].n_bytes -= len(data)
+            if not self._asks[0].n_bytes:
+                self._asks.popleft()
+        if self._asks:
+            self._answer_without(0)
+        return answer
+
+    def take_output(self) -> bytes:
+        """The answers to write now; b"" if none."""
+        output = bytes(self._output)
+        self._output.clear()
+        return output
+
+    def tick(self, now_ns: int) -> list[Event]:
+        """Command 1 has waited long enough."""
+        self._answer_without(now_ns)
+        return [Granted()]
+
+    def receive(self, untrusted_data: wire.Buffer, now_ns: int) -> list[Event]:
+        """What the asker's bytes mean.  Raises on no input."""
+        if self.state != OPEN:
+            return []
+        events: list[Event] = [] if self.last_heard_ns else [Opened(b"", 0)]
+        self.last_heard_ns = now_ns
+        data = self._partial + bytes(untrusted_data)
+        self._partial = b""
+        wrong = self._parse(data, now_ns + SOON_NS)
+        self._answer_without(now_ns)
+        if len(self._asks) > MAX_ASKS or len(self._output) > MAX_OUTPUT:
+            wrong = wrong or "it asks and asks, and does not take the answers"
+        if wrong:
+            self.close(wrong, now_ns)
+            return [Broken(wrong)]
+        return [*events, Granted()]
+
+    def _parse(self, data: bytes, due_ns: int) -> str:
+        """What is wrong with it, "" if nothing."""
+        place, end = 0, len(data)
+        while place < end:
+            if self._pushed:
+                thrown = min(self._pushed, end - place)
+                self._pushed -= thrown
+                place += thrown
+                continue
+            command = data[place]
+            length = self._lengths.get(command)
+            if length is None:
+                return f"0x{command:02x} is no command"
+            if end - place < length:
+                self._partial = data[place:]
+                break
+            if command == WAITING:
+                place = self._take_waiting(data, place)
+                continue
+            if command == PUSH:
+                self._pushed = data[place + 3]
+            else:
+                self._asks.append(_Ask(command, data[place + 1] if length > 1 else 0, due_ns))
+                if len(self._asks) > MAX_ASKS:
+                    break
+            place += length
+        return ""
+
+    def _take_waiting(self, data: bytes, place: int) -> int:
+        """All requests of command 2 from ``place`` on; where they end.  One at a time would be slow."""
+        commands = data[place::2]
+        count = min(len(commands) - len(commands.lstrip(b"\x02")), (len(data) - place) // 2)
+        n_bytes = sum(data[place + 1 : place + 2 * count : 2])
+        if self._asks and self._asks[-1].command == WAITING:
+            self._asks[-1].n_bytes += n_bytes
+        elif n_bytes:
+            self._asks.append(_Ask(WAITING, n_bytes, 0))
+        return place + 2 * count
+
+    def _answer_without(self, now_ns: int) -> None:
+        """Answers those in front that take no entropy, or have waited in vain."""
+        while self._asks and not self._to_free:
+            ask = self._asks[0]
+            if ask.command == COUNT:
+                self._output += struct.pack(">I", min(8 * self._available(), 0xFFFFFFFF))
+            elif ask.command == PROCESS:
+                self._output += bytes((len(self._process_id),)) + self._process_id
+            elif ask.command == AVAILABLE and (ask.due_ns <= now_ns or not ask.n_bytes):
+                self._output.append(0)
+            else:
+                return
+            self._asks.popleft()
