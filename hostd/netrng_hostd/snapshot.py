@@ -144,6 +144,8 @@ def _source(watch: SourceWatch, supply: Supply, meters: Meters) -> SourceStatus:
         since=_wall(watch.since_ns),
         rng_current=watch.rng_current,
         virtual=watch.virtual,
+        upstream=config.upstream,
+        origin=config.origin or None,
         bytes_read=counts.read,
         bytes_discarded=counts.discarded,
         bytes_conditioned=counts.conditioned,

@@ -90,6 +90,8 @@ class SourceWatch:
     def describe(self) -> str:
         """One line for the log."""
         label = f", {self._label()}" if self.rng_current else ""
+        if self.config.upstream:
+            label = f", upstream: {self.config.origin or 'origin unknown'}, unverified"
         return f"{self.config.name} ({self.config.kind} {self.config.place}{label})"
 
     def start(self, delay_ns: int = 0) -> None:

@@ -453,7 +453,7 @@ def domains_found(*domains: LiveDomain, transport: str = "socket", uri: str = "q
 
 def test_nothing_to_serve() -> None:
     (line,) = lines(check_domains(config()))
-    assert line.startswith("! nothing to serve: libvirt.uris is empty and there is no [[channel]]")
+    assert line.startswith("! nothing to serve: libvirt.uris is empty, and there is no [[channel]] and no")
 
 
 def test_libvirt_down() -> None:

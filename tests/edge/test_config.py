@@ -71,6 +71,7 @@ def test_the_shipped_file_shows_every_key() -> None:
         "libvirt": {"uris", "transport", "trust_metadata"},
         "source": {
             "name", "kind", "path", "address", "min_entropy", "rng_current", "credit", "stall_timeout",
+            "origin",
         },
         "sources": {"policy", "min_sources"},
         "quota": {
@@ -297,6 +298,40 @@ def test_who_has_no_place_for_a_daemon_asks_the_systems(
         (
             '[[source]]\nrng_current = "a b"',
             'source[0].rng_current: found "a b", allowed: a name as in /sys/class',
+        ),
+        (
+            '[[source]]\nkind = "fifo"\npath = "/run/fifo"\norigin = "the attic"',
+            'source[0].origin: found with kind "fifo", allowed: with kind "egd" alone',
+        ),
+        (
+            '[[source]]\nkind = "egd"\npath = "/run/egd"\norigin = "a\\u001bb"',
+            'source[0].origin: found "a',
+        ),
+        ('[[serve]]\nname = "a"', "serve[0].path: not found, but needed; allowed: an absolute path"),
+        ('[[serve]]\nname = "a b"\npath = "/run/a"', 'serve[0].name: found "a b", allowed: a name of'),
+        (
+            '[[serve]]\nname = "a"\npath = "/run/a"\n[[serve]]\nname = "a"\npath = "/run/b"',
+            'serve[1].name: found "a", allowed: a name that no other serve has',
+        ),
+        (
+            '[[serve]]\nname = "a"\npath = "/run/a"\n[[serve]]\nname = "b"\npath = "/run/a"',
+            'serve[1].path: found "/run/a", allowed: a path that no other serve has',
+        ),
+        (
+            'control = "/run/a"\n[[serve]]\nname = "a"\npath = "/run/a"',
+            'serve[0].path: found "/run/a", which is that of control; allowed: another',
+        ),
+        (
+            '[[source]]\nkind = "egd"\npath = "/run/a"\n[[serve]]\nname = "a"\npath = "/run/a"',
+            'serve[0].path: found "/run/a", which is that of source hwrng; allowed: another',
+        ),
+        (
+            '[[channel]]\nname = "vm"\npath = "/run/a"\n[[serve]]\nname = "a"\npath = "/run/a"',
+            'serve[0].path: found "/run/a", which is that of channel vm; allowed: another',
+        ),
+        (
+            '[[channel]]\nname = "vm"\npath = "/run/a"\nkind = "ssh"',
+            'channel[0].kind: found "ssh", allowed: "agent" or "egd"',
         ),
         ("[[source]]\nstall_timeout = 0.4", "source[0].stall_timeout: found 0.4, allowed: a number from 0.5"),
         ("[[source]]\ncredit = 0", "source[0].credit: found 0, allowed: true or false"),

@@ -135,7 +135,7 @@ def test_what_is_no_status(text: str) -> None:
 def test_the_documented_states() -> None:
     assert set(SOURCE_STATES) == {"starting", "healthy", "absent", "denied", "stalled", "failed", "error"}
     assert set(DOMAIN_STATES) == {
-        "connecting", "unreachable", "waiting", "open", "violated", "incompatible", "refused",
+        "connecting", "unreachable", "waiting", "open", "listening", "violated", "incompatible", "refused",
     }  # fmt: skip
     assert set(ADMISSION_STATES) == {"none", "pending", "promised", "shrunk", "refused"}
     assert set(URI_STATES) == {"connecting", "connected", "down"}
@@ -231,6 +231,16 @@ def test_a_virtual_device_is_labelled() -> None:
     assert "/dev/hwrng is VIRTUAL (virtio_rng.0): only as good as the word of" in drawn(
         dataclasses.replace(STATUS, sources=(virtual,))
     )
+
+
+def test_what_stands_behind_another_server_is_only_claimed() -> None:
+    upstream = dataclasses.replace(DEVICE, kind="egd", upstream=True, rng_current=None)
+    claimed = dataclasses.replace(upstream, origin="the attic")
+    for source, text in (
+        (claimed, "UPSTREAM, said to be the attic (unverified)"),
+        (upstream, "UPSTREAM, of unknown origin (unverified)"),
+    ):
+        assert text in drawn(dataclasses.replace(STATUS, sources=(source,)))
 
 
 # Several sources

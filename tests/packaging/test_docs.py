@@ -28,6 +28,7 @@ from netrng_hostd.config import (
     Config,
     LibvirtConfig,
     ReservoirConfig,
+    ServeConfig,
     SourceConfig,
     load,
 )
@@ -238,7 +239,7 @@ def test_every_example_of_a_configuration_is_a_good_one(example: str, tmp_path: 
 
 
 def test_every_kind_of_source_has_an_example() -> None:
-    shown = re.findall(r'^kind = "(\w+)"', "\n".join(examples()), re.MULTILINE)
+    shown = re.findall(r'^\[\[source\]\]\n(?:\w.*\n)*?kind = "(\w+)"', "\n".join(examples()), re.MULTILINE)
     assert {*shown, "device"} == set(KINDS)  # which is the default
 
 
@@ -348,12 +349,13 @@ def test_the_configurations_man_page_is_complete() -> None:
     shapes = {
         "[reservoir]": ReservoirConfig, "[libvirt]": LibvirtConfig, "[[source]]": SourceConfig,
         "[[quota]]": QuotaRule, "[admission]": AdmissionConfig, "[[channel]]": ChannelConfig,
+        "[[serve]]": ServeConfig,
     }  # fmt: skip
     there = {title: [field.name for field in dataclasses.fields(shape)] for title, shape in shapes.items()}
     there["TOP LEVEL"] = ["sample_size", "control"]
     there["[sources]"] = ["policy", "min_sources"]
     assert told == there
-    tables = {"reservoir", "libvirt", "sources", "quotas", "admission", "channels"}
+    tables = {"reservoir", "libvirt", "sources", "quotas", "admission", "channels", "serves"}
     single = {"file", "sample_size", "control", "policy", "min_sources"}
     fields = {field.name for field in dataclasses.fields(Config)}
     assert fields == tables | single, "a new key needs its paragraph"

@@ -185,7 +185,7 @@ class EgdServer:
         pause_ns = self._inbound.spend(ACCEPT_COST, time.monotonic_ns())
         if len(self._clients) >= MAX_CLIENTS:
             sock.close()
-            self._log(logging.WARNING, "a client more than %d was sent away", MAX_CLIENTS)
+            self._log(logging.WARNING, "a client was sent away: %d are connected", MAX_CLIENTS)
         else:
             self._welcome(sock)
         if pause_ns:

@@ -109,6 +109,10 @@ def _config(file: str, values: dict[str, Any], default_control: Callable[[], str
     control = read_path(top, "control", None if "control" in top else default_control(), SUN_PATH_MAX)
     sources = read_sources(top)
     policy, min_sources = read_policy(top.table("sources"), sources)
+    channels = read_channels(top.tables("channel") or [])
+    taken = {control: "control"}
+    taken.update((channel.path, f"channel {channel.name}") for channel in channels)
+    taken.update((source.path, f"source {source.name}") for source in sources if source.path)
     return Config(
         file=file,
         sample_size=sample_size,
@@ -120,6 +124,6 @@ def _config(file: str, values: dict[str, Any], default_control: Callable[[], str
         min_sources=min_sources,
         quotas=read_quotas(file, top.tables("quota") or []),
         admission=read_admission(top.table("admission")),
-        channels=read_channels(top.tables("channel") or []),
-        serves=read_serves(top.tables("serve") or []),
+        channels=channels,
+        serves=read_serves(top.tables("serve") or [], taken),
     )

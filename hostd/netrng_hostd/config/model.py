@@ -43,6 +43,7 @@ class SourceConfig:
 
     ``min_entropy`` is what its maker claims, in bits per byte; ``rng_current`` names the only one of the
     kernel's RNGs that may be behind it, "" any. One without ``credit`` is mixed in, and counts for nothing.
+    ``origin``: where the bytes of one of kind egd are said to come from, which nobody here can verify.
     """
 
     name: str = "hwrng"
@@ -53,6 +54,12 @@ class SourceConfig:
     rng_current: str = ""
     credit: bool = True
     stall_timeout: float = 5.0
+    origin: str = ""
+
+    @property
+    def upstream(self) -> bool:
+        """Whether another server stands between the noise and us."""
+        return self.kind == "egd"
 
     @property
     def place(self) -> str:

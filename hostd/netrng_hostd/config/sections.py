@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from netrng_hostd.config.model import (
@@ -15,7 +15,7 @@ from netrng_hostd.config.model import (
     ReservoirConfig,
     ServeConfig,
 )
-from netrng_hostd.config.table import ConfigError, Table
+from netrng_hostd.config.table import ConfigError, Table, spell
 from netrng_hostd.core.cutoffs import STARTUP
 from netrng_hostd.core.domain import MIN_SAMPLE
 from netrng_hostd.core.quota import DEFAULT_QUOTA, METADATA, UNSET, QuotaRule, check_rules
@@ -141,12 +141,16 @@ def read_channels(tables: list[Table]) -> tuple[ChannelConfig, ...]:
     return tuple(channels)
 
 
-def read_serves(tables: list[Table]) -> tuple[ServeConfig, ...]:
+def read_serves(tables: list[Table], taken: Mapping[str, str]) -> tuple[ServeConfig, ...]:
+    """``taken``: paths that are used, and for what.  A source among them would be fed by itself."""
     serves: list[ServeConfig] = []
     for table in tables:
         table.only(*keys_of(ServeConfig))
         name, path = read_name(table, None), read_path(table, "path", None, SUN_PATH_MAX)
         _refuse_double(table, name, path, serves, "serve")
+        if path in taken:
+            found = f"found {spell(path)}, which is that of {taken[path]}; allowed: another"
+            raise table.error("path", found)
         serves.append(ServeConfig(name, path))
     return tuple(serves)
 

@@ -18,6 +18,8 @@ ADDRESS_ALLOWED = (
     'a port of this host like "localhost:7777", "127.0.0.1:7777" or "[::1]:7777"; '
     "what is on another host comes through stunnel, see conf/stunnel"
 )
+ORIGIN_MAX = 100  # characters
+ORIGIN_ALLOWED = f"printable text of at most {ORIGIN_MAX} characters"
 RNG_NAME = re.compile(r"[!-~]{1,64}")
 
 
@@ -54,6 +56,13 @@ def _source(table: Table) -> SourceConfig:
             raise table.error("rng_current", f'found with kind "{kind}", allowed: with kind "device" alone')
         if not RNG_NAME.fullmatch(rng_current):
             raise table.wrong("rng_current", rng_current, allowed)
+    origin = ""
+    if "origin" in table:
+        origin = table.text("origin", None, ORIGIN_ALLOWED)
+        if kind != "egd":
+            raise table.error("origin", f'found with kind "{kind}", allowed: with kind "egd" alone')
+        if len(origin) > ORIGIN_MAX or not origin.isprintable():
+            raise table.wrong("origin", origin, ORIGIN_ALLOWED)
     return SourceConfig(
         name,
         kind,
@@ -63,6 +72,7 @@ def _source(table: Table) -> SourceConfig:
         rng_current=rng_current,
         credit=table.flag("credit", default.credit),
         stall_timeout=table.number("stall_timeout", default.stall_timeout, 0.5, 3600.0),
+        origin=origin,
     )
 
 

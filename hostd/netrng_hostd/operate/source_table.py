@@ -88,6 +88,9 @@ def _labels(source: SourceStatus, several: bool) -> Iterator[tuple[str, str]]:
     elif source.virtual:
         word = "only as good as the word of this machine's host"
         yield f"{whose}{device}VIRTUAL ({source.rng_current}): {word}", f"bold {DOUBTFUL}"
+    elif source.upstream:
+        claimed = f"said to be {source.origin}" if source.origin else "of unknown origin"
+        yield f"{whose}UPSTREAM, {claimed} (unverified)", DOUBTFUL
     elif source.rng_current:
         yield f"{whose}{device}{source.rng_current}", FAINT
     if not source.credit:

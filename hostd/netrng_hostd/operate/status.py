@@ -51,9 +51,11 @@ URI_STATES = {
 
 @dataclass(frozen=True)
 class SourceStatus:
-    """One source. ``virtual``: the device is emulated by this machine's own host; ``path``: where it is read,
-    an address perhaps; ``bytes_conditioned``: the part of ``bytes_discarded`` that was compressed away;
-    ``bytes_sent``: to domains, mixed ones as well; ``serving``: whether VMs are served from it now;
+    """One source. ``virtual``: the device is emulated by this machine's own host; ``upstream``: another
+    server stands before it, and ``origin`` is what the configuration claims to be behind that; ``path``:
+    where it is read, an address perhaps; ``bytes_conditioned``: the part of ``bytes_discarded`` that was
+    compressed away; ``bytes_sent``: to domains, mixed ones as well; ``serving``: whether VMs are served from
+    it now;
     ``credit``: whether it counts; ``capacity``: in vetted bytes per second."""
 
     name: str
@@ -64,6 +66,8 @@ class SourceStatus:
     since: float = 0.0
     rng_current: str | None = None
     virtual: bool = False
+    upstream: bool = False
+    origin: str | None = None
     bytes_read: int = 0
     bytes_discarded: int = 0
     bytes_conditioned: int = 0

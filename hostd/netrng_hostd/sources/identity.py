@@ -52,15 +52,26 @@ def refuse_reason(path: str, kind: str) -> str | None:
 
 
 def refuse_sources(config: Config) -> None:
-    """A PRNG or a file called a device, or one source twice, is a mistake in the configuration, not trouble
-    with a device.
+    """A PRNG or a file called a device, one source twice, or our own socket, is a mistake in the
+    configuration, not trouble with a device.
 
     Raises ConfigError.
     """
     for source in config.sources:
-        reason = refuse_reason(source.path, source.kind) or read_twice(source, config)
+        reason = refuse_reason(source.path, source.kind) or feeds_itself(source, config)
+        reason = reason or read_twice(source, config)
         if reason is not None:
             raise ConfigError(f"{config.file or 'built-in configuration'}: source {source.name!r}: {reason}")
+
+
+def feeds_itself(source: SourceConfig, config: Config) -> str | None:
+    """Why ``source`` is one of our own [[serve]], by another path; None if it is not."""
+    place = os.path.realpath(source.path) if source.path else ""
+    for serve in config.serves:
+        if place == os.path.realpath(serve.path):
+            why = "bytes would go round in circles"
+            return f"{source.path} is [[serve]] {serve.name!r}, at {serve.path}: {why}"
+    return None
 
 
 def read_twice(source: SourceConfig, config: Config) -> str | None:

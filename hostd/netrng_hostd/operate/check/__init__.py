@@ -16,7 +16,8 @@ from netrng_hostd.operate.check.domains import ListDomains, check_domains, list_
 from netrng_hostd.operate.check.finding import Finding, note, problem, show
 from netrng_hostd.operate.check.host import check_host, running_daemon
 from netrng_hostd.operate.check.running import check_running
-from netrng_hostd.sources.identity import read_twice
+from netrng_hostd.operate.check.serves import check_serves
+from netrng_hostd.sources.identity import feeds_itself, read_twice
 
 __all__ = ["Finding", "findings", "run"]
 
@@ -33,8 +34,8 @@ def findings(
     config = load(path)
     for source in config.sources:
         yield from check_refused(source)
-        if (twice := read_twice(source, config)) is not None:
-            yield problem(f"source {source.name}: {twice}")
+        if (reason := feeds_itself(source, config) or read_twice(source, config)) is not None:
+            yield problem(f"source {source.name}: {reason}")
     yield from _short_bursts(config)
     if config_only:
         return
@@ -46,6 +47,7 @@ def findings(
     if daemon is not None:
         yield from check_running(daemon)
     yield from check_host(config, daemon_pid)
+    yield from check_serves(config, daemon)
     yield from check_domains(config, list_them)
 
 

@@ -94,8 +94,10 @@ def check_domains(
     xenstore_s: float = XENSTORE_S,
 ) -> Iterator[Finding]:
     """Each URI and its domains, the sockets of the configuration, then what else runs on a Xen host."""
-    if not config.libvirt.uris and not config.channels:
-        yield problem("nothing to serve: libvirt.uris is empty and there is no [[channel]]; set one of them")
+    if not (config.libvirt.uris or config.channels or config.serves):
+        yield problem(
+            "nothing to serve: libvirt.uris is empty, and there is no [[channel]] and no [[serve]]; set one"
+        )
     listings = []
     for uri in config.libvirt.uris:
         listings.append(_ask(uri, list_them, libvirt_s))
