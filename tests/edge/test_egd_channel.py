@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a virtio-rng gets: a channel on which QEMU asks by EGD, here with a socket in QEMU's place."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.edge.rig import Guest, Hostd, fed_fifo, wait_for
+from tests.streams import assert_disjoint, stream
+
+ASK = b"\x02\x40"  # as Linux's driver has QEMU ask: for 64 bytes
+
+
+class Qemu(threading.Thread):
+    """Listens as QEMU does, keeps all that comes, and asks when it is told to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(name=f"qemu {path.name}", daemon=True)
+        self.taken = bytearray()
+        self.connections = 0
+        self.conn: socket.socket | None = None
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen(1)
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            try:
+                conn, _ = self._listener.accept()
+            except OSError:
+                return
+            with conn:
+                self.conn = conn
+                self.connections += 1
+                with contextlib.suppress(OSError):
+                    while piece := conn.recv(65536):
+                        self.taken += piece
+
+    def ask(self, data: bytes = ASK) -> None:
+        """Until all is sent, or the connection ends."""
+        assert self.conn is not None
+        with contextlib.suppress(OSError):
+            self.conn.sendall(data)
+
+    def hang_up(self) -> None:
+        assert self.conn is not None
+        with contextlib.suppress(OSError):
+            self.conn.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        if self.conn is not None:
+            self.hang_up()
+        self.join()
+        self._listener.close()
+
+
+@pytest.fixture
+def qemu(tmp_path: Path) -> Iterator[Qemu]:
+    made = Qemu(tmp_path / "rng.sock")
+    yield made
+    made.close()
+
+
+def config(folder: Path, extra: str = "", source: str = 'kind = "prng"') -> str:
+    return (
+        f'[libvirt]\nuris = []\n[[source]]\nname = "test"\n{source}\n'
+        f'[[channel]]\nname = "bare"\nkind = "egd"\npath = "{folder}/rng.sock"\n{extra}'
+    )
+
+
+def test_a_lost_request_is_freed_once_and_then_only_what_is_asked_for_is_sent(
+    qemu: Qemu, tmp_path: Path
+) -> None:
+    with Hostd(tmp_path, config(tmp_path)) as hostd:
+        hostd.start()
+        wait_for(lambda: len(qemu.taken) == 64, "the bytes that free a lost request")
+        # Several times the tick, in which keep-alives and the like would come.
+        started = hostd.status()["time"]
+        wait_for(lambda: hostd.status()["time"] - started > 2, "two seconds in which nothing is asked for")
+        assert len(qemu.taken) == 64
+        for total in (128, 192):
+            qemu.ask()
+            wait_for(lambda total=total: len(qemu.taken) == total, f"{total} bytes")
+        qemu.ask(b"\x02\xff" * 8)
+        wait_for(lambda: len(qemu.taken) == 192 + 8 * 255, "eight requests' bytes")
+        row = hostd.domain("bare")
+        assert (row["state"], row["kind"], row["bytes_sent"]) == ("open", "egd", 192 + 8 * 255)
+        assert row["bytes_acked"] is row["bytes_lost"] is row["in_flight"] is row["seeds"] is None
+        assert row["last_heard"] is not None
+        assert hostd.status()["ledger_ok"]
+        qemu.hang_up()
+        wait_for(lambda: len(qemu.taken) == 192 + 8 * 255 + 64, "the next connection's")
+        assert qemu.connections == 2
+        assert hostd.stop() == 0
+        assert len(qemu.taken) == 192 + 8 * 255 + 64
+
+
+def test_qemu_that_stays_silent_holds_no_more_than_that(qemu: Qemu, tmp_path: Path) -> None:
+    """However long the source was silent first."""
+    with fed_fifo(tmp_path / "fifo", b""), Hostd(
+        tmp_path, config(tmp_path, source=f'kind = "fifo"\npath = "{tmp_path}/fifo"')
+    ) as hostd:
+        hostd.start()
+        wait_for(lambda: hostd.domain("bare")["state"] == "open", "the channel to be open")
+        assert hostd.domain("bare")["bytes_sent"] == 0
+        assert not qemu.taken
+
+
+def test_what_is_no_request_of_qemus_ends_the_connection_alone(qemu: Qemu, tmp_path: Path) -> None:
+    """QEMU knows command 2 and no other; a pushed byte would be another's idea."""
+    guest = Guest(tmp_path / "vm.sock")
+    agent = f'[[channel]]\nname = "vm"\npath = "{tmp_path}/vm.sock"\n'
+    try:
+        with Hostd(tmp_path, config(tmp_path, agent)) as hostd:
+            hostd.start()
+            wait_for(lambda: len(qemu.taken) == 64 and len(guest.taken) > 4096, "both to be served")
+            qemu.ask(b"\x03\x00\x08\x01x")
+            wait_for(lambda: qemu.connections == 2, "the next connection")
+            before = len(guest.taken)
+            wait_for(lambda: len(guest.taken) > before + 4096, "the agent to be served on")
+            assert len(guest.sessions) == 1
+            assert "netrng.channel: bare: unreachable: protocol violation: 0x03 is no command\n" in hostd.log
+            assert hostd.status()["ledger_ok"]
+    finally:
+        guest.close()
+
+
+def test_more_requests_than_its_quota_answers_are_read_slowly(qemu: Qemu, tmp_path: Path) -> None:
+    """A guest may have QEMU ask as often as it likes; what is not answered costs hostd nothing."""
+    limit = '[[quota]]\nname = "tight"\nmatch = ["bare"]\nlimit = 1000\nburst = 64\n'
+    with Hostd(tmp_path, config(tmp_path, limit)) as hostd:
+        hostd.start()
+        wait_for(lambda: len(qemu.taken) == 64, "it to be served")
+        flood = threading.Thread(target=lambda: qemu.ask(b"\x02\x01" * 1_000_000), daemon=True)
+        flood.start()
+        wait_for(lambda: "the guest sends more than it may" in hostd.log, "the flood to be slowed down")
+        assert flood.is_alive(), "who asks has to wait"
+        qemu.hang_up()
+        flood.join()
+        wait_for(lambda: qemu.connections == 2, "the next connection")
+        assert hostd.status()["ledger_ok"]
+
+
+def test_bytes_of_an_agent_and_of_a_virtio_rng_are_disjoint(qemu: Qemu, tmp_path: Path) -> None:
+    data = stream(8_000_000)
+    guest = Guest(tmp_path / "vm.sock")
+    agent = f'[[channel]]\nname = "vm"\npath = "{tmp_path}/vm.sock"\n'
+    source = f'kind = "prng"\npath = "{tmp_path}/fifo"'
+    try:
+        with fed_fifo(tmp_path / "fifo", data, rate=100_000), Hostd(
+            tmp_path, config(tmp_path, agent, source)
+        ) as hostd:
+            hostd.start()
+            wait_for(lambda: qemu.conn is not None, "the connection")
+            while len(qemu.taken) < 10_000 or len(guest.taken) < 10_000:
+                before = len(qemu.taken)
+                qemu.ask(ASK * 4)
+                wait_for(lambda before=before: len(qemu.taken) >= before + 192, "what was asked for")
+            hostd.stop()
+            assert_disjoint(data, [bytes(qemu.taken), bytes(guest.taken)])
+    finally:
+        guest.close()
