@@ -77,8 +77,12 @@ def build_parser() -> argparse.ArgumentParser:
     form = status.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="for programs")
     form.add_argument("--watch", action="store_true", help="go on until Ctrl-C")
-    add_connect(add("attach", "add the channel to a domain", "netrng-hostd attach web-1"))
-    add_connect(add("detach", "remove the channel from a domain", "netrng-hostd detach web-1"))
+    for change in (
+        add("attach", "add the channel to a domain", "netrng-hostd attach web-1"),
+        add("detach", "remove the channel from a domain", "netrng-hostd detach web-1"),
+    ):
+        change.add_argument("--virtio-rng", action="store_true", help="a virtio-rng device instead, no agent")
+        add_connect(change)
     quota = add(
         "quota", "show or set the quota in a domain's metadata", "netrng-hostd quota web-1 --limit 10KiB/s"
     )
@@ -168,8 +172,6 @@ def _run_configured(options: argparse.Namespace) -> int:
 
     if command == "xml":
         tell(attach.xml(xen=options.xen, virtio_rng=options.virtio_rng).rstrip("\n"))
-        if options.virtio_rng:
-            complain("note", "nothing serves this device in this version; reading it waits")
         return 0
     if command == "quota":
         from netrng_hostd.core.quota import KEYS
@@ -179,7 +181,7 @@ def _run_configured(options: argparse.Namespace) -> int:
         result = quota(options.domain, given, options.reset, options.connect)
     else:
         action = attach.attach if command == "attach" else attach.detach
-        result = action(options.domain, options.connect)
+        result = action(options.domain, options.connect, virtio_rng=options.virtio_rng)
     for line in result.lines:
         if result.exit_code:
             complain(NAME, line)

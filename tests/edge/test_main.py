@@ -82,7 +82,7 @@ def test_xml_prints_the_snippet(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["xml", "--virtio-rng"]) == 0
     said = capsys.readouterr()
     assert "<rng model='virtio'>" in said.out
-    assert "nothing serves this device" in said.err
+    assert said.err == ""
 
 
 def test_numpy_is_imported_by_those_who_test_noise_and_starts_no_threads(absent_daemon: Path) -> None:

@@ -10,7 +10,14 @@ from types import TracebackType
 from typing import Any
 
 from netrng_hostd.hypervisor.binding import libvirt
-from netrng_hostd.hypervisor.domain_edit import channel_of, is_xen, with_channel, without_channel
+from netrng_hostd.hypervisor.domain_edit import (
+    Device,
+    device_of,
+    has_foreign,
+    is_xen,
+    with_device,
+    without_device,
+)
 from netrng_hostd.hypervisor.domain_xml import (
     METADATA_NAMESPACE,
     METADATA_PREFIX,
@@ -66,20 +73,26 @@ class Definition:
         self._domain = domain
         with translated(uri, "read the domain's state"):
             self.name = str(domain.name())
+            self.uuid = str(domain.UUIDString())
             self.active = bool(domain.isActive())
             self.persistent = bool(domain.isPersistent())
             self.xen = is_xen(str(domain.XMLDesc(0)))
 
-    def live_channel(self) -> str | None:
-        """The XML of the running domain's channel, None where it has none."""
+    def live(self, device: Device) -> str | None:
+        """The XML of the running domain's device, None where it has none."""
         with translated(self.uri, f"read the live XML of {self.name}"):
-            return channel_of(str(self._domain.XMLDesc(0))) if self.active else None
+            return device_of(str(self._domain.XMLDesc(0)), device) if self.active else None
 
-    def kept_channel(self) -> str | None:
-        """The XML of the persistent definition's channel, None where it has none."""
+    def kept(self, device: Device) -> str | None:
+        """The XML of the persistent definition's device, None where it has none."""
         with translated(self.uri, f"read the definition of {self.name}"):
             inactive = libvirt.VIR_DOMAIN_XML_INACTIVE
-            return channel_of(str(self._domain.XMLDesc(inactive))) if self.persistent else None
+            return device_of(str(self._domain.XMLDesc(inactive)), device) if self.persistent else None
+
+    def has_foreign(self, device: Device) -> bool:
+        """Whether it has one, as it runs or else as it is kept, that is not netrng's."""
+        with translated(self.uri, f"read the XML of {self.name}"):
+            return has_foreign(str(self._domain.XMLDesc(0)), device)
 
     def live_quota(self) -> QuotaElement | None:
         """What the running domain's metadata says, None where it says nothing."""
@@ -115,31 +128,33 @@ class Definition:
         except UnsupportedError as error:
             raise UnsupportedError(f"{error}; give {self.name} a [[quota]] in hostd.toml instead") from error
 
-    def attach_live(self, channel: str) -> None:
-        with translated(self.uri, f"add the channel to the running {self.name}"):
-            self._domain.attachDeviceFlags(channel, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    def attach_live(self, device: Device, xml: str) -> None:
+        with translated(self.uri, f"add the {device.name} to the running {self.name}"):
+            self._domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
-    def detach_live(self, channel: str) -> None:
-        with translated(self.uri, f"remove the channel from the running {self.name}"):
-            self._domain.detachDeviceFlags(channel, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    def detach_live(self, device: Device, xml: str) -> bool:
+        """Whether it is gone: where the guest has a say in it, libvirt waits 5 s for it, and says nothing."""
+        with translated(self.uri, f"remove the {device.name} from the running {self.name}"):
+            self._domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        return self.live(device) is None
 
-    def attach_kept(self, channel: str) -> None:
-        doing = f"add the channel to the definition of {self.name}"
+    def attach_kept(self, device: Device, xml: str) -> None:
+        doing = f"add the {device.name} to the definition of {self.name}"
         try:
             with translated(self.uri, doing):
-                self._domain.attachDeviceFlags(channel, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+                self._domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
         except UnsupportedError:
             with translated(self.uri, doing):
-                self._conn.defineXML(with_channel(self._whole_definition(), channel))
+                self._conn.defineXML(with_device(self._whole_definition(), xml))
 
-    def detach_kept(self, channel: str) -> None:
-        doing = f"remove the channel from the definition of {self.name}"
+    def detach_kept(self, device: Device, xml: str) -> None:
+        doing = f"remove the {device.name} from the definition of {self.name}"
         try:
             with translated(self.uri, doing):
-                self._domain.detachDeviceFlags(channel, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+                self._domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
         except UnsupportedError:
             with translated(self.uri, doing):
-                self._conn.defineXML(without_channel(self._whole_definition()))
+                self._conn.defineXML(without_device(self._whole_definition(), device))
 
     def _whole_definition(self) -> str:
         # SECURE: with the passwords that a plain reading leaves out and a redefinition would lose.

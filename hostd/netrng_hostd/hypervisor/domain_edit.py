@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adds and removes the channel in a domain's whole XML.
+"""Adds and removes netrng's device, a channel or a virtio-rng, in a domain's whole XML.
 
 For drivers that cannot change one device of a definition (Xen's).  minidom keeps what it does not touch as it
 was, namespace prefixes included, which ElementTree does not.
@@ -8,32 +8,59 @@ was, namespace prefixes included, which ElementTree does not.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Callable, NamedTuple
 from xml.dom import minidom
 
-from netrng_hostd.hypervisor.domain_xml import DEFAULT_CHANNEL_NAME, DomainXmlError
+from netrng_hostd.hypervisor.domain_xml import DEFAULT_CHANNEL_NAME, VIRTIO_RNG, DomainXmlError
 
 
-def channel_of(xml: str, channel_name: str = DEFAULT_CHANNEL_NAME) -> str | None:
-    """The XML of the domain's channel of that name, None where it has none."""
-    for channel in _channels(_devices(xml), channel_name):
-        return str(channel.toxml())
+class Device(NamedTuple):
+    """A kind of device: what people call it, its element in <devices>, and which of those are netrng's."""
+
+    name: str
+    tag: str
+    is_ours: Callable[[minidom.Element], bool]
+
+
+def _is_our_channel(channel: minidom.Element) -> bool:
+    return any(target.getAttribute("name") == DEFAULT_CHANNEL_NAME for target in _children(channel, "target"))
+
+
+def _is_our_rng(rng: minidom.Element) -> bool:
+    backends = _children(rng, "backend")
+    return any((one.getAttribute("model"), one.getAttribute("type")) == ("egd", "unix") for one in backends)
+
+
+CHANNEL = Device("channel", "channel", _is_our_channel)
+RNG = Device(VIRTIO_RNG, "rng", _is_our_rng)
+
+
+def device_of(xml: str, device: Device) -> str | None:
+    """The XML of the domain's device of that kind, None where it has none."""
+    for one in _ours(_devices(xml), device):
+        return str(one.toxml())
     return None
 
 
-def with_channel(xml: str, channel: str) -> str:
-    """The domain's XML with the channel's XML added.  Raises DomainXmlError."""
+def has_foreign(xml: str, device: Device) -> bool:
+    """Whether it has one with the same element that is not netrng's."""
+    return any(not device.is_ours(one) for one in _children(_devices(xml), device.tag))
+
+
+def with_device(xml: str, added_xml: str) -> str:
+    """The domain's XML with the device's XML added.  Raises DomainXmlError."""
     devices = _devices(xml)
-    added = minidom.parseString(channel).documentElement  # noqa: S318 - our own
+    added = minidom.parseString(added_xml).documentElement  # noqa: S318 - our own
     if added is not None:
         devices.appendChild(added)
     return _whole(devices)
 
 
-def without_channel(xml: str, channel_name: str = DEFAULT_CHANNEL_NAME) -> str:
-    """The domain's XML without any channel of that name.  Raises DomainXmlError."""
+def without_device(xml: str, device: Device) -> str:
+    """The domain's XML without any device of that kind.  Raises DomainXmlError."""
     devices = _devices(xml)
-    for channel in list(_channels(devices, channel_name)):
-        devices.removeChild(channel)
+    for one in list(_ours(devices, device)):
+        devices.removeChild(one)
     return _whole(devices)
 
 
@@ -56,10 +83,8 @@ def _whole(devices: minidom.Element) -> str:
     return str(root.toxml())
 
 
-def _channels(devices: minidom.Element, channel_name: str) -> Iterator[minidom.Element]:
-    for channel in _children(devices, "channel"):
-        if any(target.getAttribute("name") == channel_name for target in _children(channel, "target")):
-            yield channel
+def _ours(devices: minidom.Element, device: Device) -> Iterator[minidom.Element]:
+    return (one for one in _children(devices, device.tag) if device.is_ours(one))
 
 
 def _children(parent: minidom.Element | None, tag: str) -> Iterator[minidom.Element]:

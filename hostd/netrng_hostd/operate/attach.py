@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`netrng-hostd attach`, `detach` and `xml`: the channel in a domain's libvirt XML."""
+"""`netrng-hostd attach`, `detach` and `xml`: the channel, or the virtio-rng, in a domain's libvirt XML."""
 
 from __future__ import annotations
 
 from typing import Callable
 
 from netrng_hostd.hypervisor.administration import Definition
+from netrng_hostd.hypervisor.domain_edit import CHANNEL, RNG, Device
 from netrng_hostd.hypervisor.errors import DeniedError, HypervisorError, UnreachableError, UnsupportedError
-from netrng_hostd.operate.administer import ANSWER_S, DEFAULT_URI, Result, administer
+from netrng_hostd.operate.administer import (
+    ANSWER_S,
+    DEFAULT_URI,
+    Refused,
+    Result,
+    administer,
+    command_line,
+)
+from netrng_hostd.operate.rng_device import SYSTEM_FOLDER, rng_path, rng_xml
 
 # conf/libvirt/*.xml are these texts.
 CHANNEL_VIRTIO = """\
@@ -20,13 +29,7 @@ CHANNEL_XEN = """\
   <target type='xen' name='org.netrng.0'/>
 </channel>
 """
-RNG_VIRTIO = """\
-<rng model='virtio'>
-  <backend model='egd' type='unix'>
-    <source mode='bind' path='/var/lib/libvirt/qemu/DOMAIN.netrng'/>
-  </backend>
-</rng>
-"""
+RNG_VIRTIO = rng_xml(f"{SYSTEM_FOLDER}/DOMAIN.netrng")
 
 # What makes the hypervisor look at the definition again. To libvirt's Xen driver a reboot is the start of a
 # new domain (libxlDomainShutdownHandleRestart in libxl_domain.c); a QEMU goes on with what it has.
@@ -34,9 +37,14 @@ _ACTIVE = "active after the next full power-off, not a guest reboot"
 _GONE = "gone after the next full power-off, not a guest reboot"
 _ACTIVE_XEN = "active after the next full power-off or guest reboot"
 _GONE_XEN = "gone after the next full power-off or guest reboot"
+# A channel's port is taken from a guest; a PCI device it has to give.
+_HELD = "gone once the guest lets go of it, at the latest after its next full power-off"
 _XEN = "Xen cannot hot-plug channels"
 _SAVED = "active at its next full start: the next one restores a saved state"
-_TRANSIENT = "it is transient: what creates it next time has to bring the channel along"
+_FOREIGN = (
+    "it has another RNG device, which the guest's kernel may go on reading; take that one out, "
+    "or choose in the guest: /sys/class/misc/hw_random/rng_current"
+)
 
 
 def xml(xen: bool = False, virtio_rng: bool = False) -> str:
@@ -46,32 +54,51 @@ def xml(xen: bool = False, virtio_rng: bool = False) -> str:
     return CHANNEL_XEN if xen else CHANNEL_VIRTIO
 
 
-def attach(domain: str, uri: str = DEFAULT_URI, answer_s: float = ANSWER_S) -> Result:
-    """Add the channel to the domain (a name or UUID): to its definition, then to the running one."""
-    return administer(uri, domain, _attach, answer_s)
+def attach(
+    domain: str, uri: str = DEFAULT_URI, answer_s: float = ANSWER_S, *, virtio_rng: bool = False
+) -> Result:
+    """Add the channel, or the virtio-rng, to the domain (a name or UUID): to its definition, then to the
+    running one.
+    """
+    return administer(uri, domain, _attach_rng if virtio_rng else _attach_channel, answer_s)
 
 
-def detach(domain: str, uri: str = DEFAULT_URI, answer_s: float = ANSWER_S) -> Result:
-    """Remove the channel from the domain (a name or UUID): from its definition, then from the running one."""
-    return administer(uri, domain, _detach, answer_s)
+def detach(
+    domain: str, uri: str = DEFAULT_URI, answer_s: float = ANSWER_S, *, virtio_rng: bool = False
+) -> Result:
+    """Remove it from the domain (a name or UUID): from its definition, then from the running one."""
+    device = RNG if virtio_rng else CHANNEL
+    return administer(uri, domain, lambda found, lines: _detach(device, found, lines), answer_s)
 
 
-def _attach(domain: Definition, lines: list[str]) -> None:
-    channel = xml(domain.xen)
-    kept, live = domain.kept_channel(), domain.live_channel()
+def _attach_channel(domain: Definition, lines: list[str]) -> None:
+    _attach(CHANNEL, xml(domain.xen), domain, lines)
+
+
+def _attach_rng(domain: Definition, lines: list[str]) -> None:
+    if domain.xen:
+        instead = command_line("attach", domain.name, domain.uri)
+        raise Refused(f"{domain.name}: Xen has no virtio-rng; give it a channel: {instead}")
+    _attach(RNG, rng_xml(rng_path(domain.uri, domain.name, domain.uuid)), domain, lines)
+    if domain.has_foreign(RNG):
+        lines.append(f"{domain.name}: {_FOREIGN}")
+
+
+def _attach(device: Device, added: str, domain: Definition, lines: list[str]) -> None:
+    kept, live = domain.kept(device), domain.live(device)
     if (kept or not domain.persistent) and (live or not domain.active):
-        lines.append(f"{domain.name}: has the channel already")
+        lines.append(f"{domain.name}: has the {device.name} already")
         return
     if domain.persistent and not kept:
-        domain.attach_kept(channel)
-        lines.append(f"{domain.name}: channel added to the definition{_later(domain)}")
+        domain.attach_kept(device, added)
+        lines.append(f"{domain.name}: {device.name} added to the definition{_later(domain)}")
     if domain.active and not live:
-        refused = _try_live(domain, lambda: domain.attach_live(channel))
+        refused = _try_live(device, domain, lambda: domain.attach_live(device, added))
         if refused:
             lines.append(f"{domain.name}: {_ACTIVE_XEN if domain.xen else _ACTIVE} ({refused})")
         else:
-            note = "" if domain.persistent else f"; {_TRANSIENT}"
-            lines.append(f"{domain.name}: channel added to the running domain, active now{note}")
+            note = "" if domain.persistent else f"; {_transient(device)}"
+            lines.append(f"{domain.name}: {device.name} added to the running domain, active now{note}")
 
 
 def _later(domain: Definition) -> str:
@@ -80,24 +107,32 @@ def _later(domain: Definition) -> str:
     return f"; {_SAVED if domain.has_saved_state() else 'active at its next start'}"
 
 
-def _detach(domain: Definition, lines: list[str]) -> None:
-    kept, live = domain.kept_channel(), domain.live_channel()
+def _detach(device: Device, domain: Definition, lines: list[str]) -> None:
+    kept, live = domain.kept(device), domain.live(device)
     if not kept and not live:
-        lines.append(f"{domain.name}: has no channel")
+        lines.append(f"{domain.name}: has no {device.name}")
         return
     if kept:
-        domain.detach_kept(kept)
+        domain.detach_kept(device, kept)
         saved = "" if domain.active or not domain.has_saved_state() else f"; {_SAVED}"
-        lines.append(f"{domain.name}: channel removed from the definition{saved}")
+        lines.append(f"{domain.name}: {device.name} removed from the definition{saved}")
     if live:
-        refused = _try_live(domain, lambda: domain.detach_live(live))
+        gone = True
+
+        def remove() -> None:
+            nonlocal gone
+            gone = domain.detach_live(device, live)
+
+        refused = _try_live(device, domain, remove)
         if refused:
             lines.append(f"{domain.name}: {_GONE_XEN if domain.xen else _GONE} ({refused})")
+        elif gone:
+            lines.append(f"{domain.name}: {device.name} removed from the running domain")
         else:
-            lines.append(f"{domain.name}: channel removed from the running domain")
+            lines.append(f"{domain.name}: {_HELD}")
 
 
-def _try_live(domain: Definition, change: Callable[[], None]) -> str:
+def _try_live(device: Device, domain: Definition, change: Callable[[], None]) -> str:
     """Change the running domain; the reason if it cannot be done live and is in the definition."""
     try:
         change()
@@ -107,5 +142,9 @@ def _try_live(domain: Definition, change: Callable[[], None]) -> str:
         why = _XEN if domain.xen and isinstance(error, UnsupportedError) else str(error)
         if domain.persistent:
             return why
-        raise type(error)(f"{domain.name}: {why}; {_TRANSIENT}") from error
+        raise type(error)(f"{domain.name}: {why}; {_transient(device)}") from error
     return ""
+
+
+def _transient(device: Device) -> str:
+    return f"it is transient: what creates it next time has to bring the {device.name} along"
