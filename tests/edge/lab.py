@@ -106,16 +106,24 @@ def fake_hypervisor() -> Iterator[libvirt.virConnect]:
 
 
 def paused_domain(
-    name: str, uuid: str, source: str = "", *, channel: bool = True, controller: bool = True
+    name: str,
+    uuid: str,
+    source: str = "",
+    *,
+    channel: bool = True,
+    controller: bool = True,
+    acpi: bool = False,
 ) -> str:
-    """The smallest real QEMU: no disk, no firmware to run, started paused."""
+    """The smallest real QEMU: no disk, no firmware to run, started paused; with ``acpi`` PCI devices can be
+    plugged in."""
     serial = "<controller type='virtio-serial' index='0'/>" if controller else ""
     target = "<target type='virtio' name='org.netrng.0'/>"
+    features = "<features><acpi/></features>" if acpi else ""
     chosen = f"<channel type='unix'>{source}{target}</channel>" if channel else ""
     return (
         f"<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid>"
         "<memory unit='MiB'>16</memory><vcpu>1</vcpu>"
-        "<os><type arch='x86_64' machine='pc'>hvm</type></os><devices>"
+        f"<os><type arch='x86_64' machine='pc'>hvm</type></os>{features}<devices>"
         "<emulator>/usr/bin/qemu-system-x86_64</emulator>"
         f"<controller type='usb' model='none'/><memballoon model='none'/>{serial}{chosen}"
         "</devices></domain>"

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -17,9 +19,11 @@ from tests.edge.lab import UUID_A, UUID_B, domain_xml, fake_hypervisor, paused_d
 from tests.edge.rig import Hostd, run_command, wait_for
 
 from netrng_hostd.hypervisor import administration
-from netrng_hostd.operate.administer import Result
+from netrng_hostd.hypervisor.domain_xml import LiveChannel, parse_live
+from netrng_hostd.operate.administer import Refused, Result
 from netrng_hostd.operate.attach import attach, detach, xml
 from netrng_hostd.operate.quota import quota
+from netrng_hostd.operate.rng_device import rng_path, rng_xml
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "libvirt"
 PAUSED = libvirt.VIR_DOMAIN_START_PAUSED
@@ -40,6 +44,16 @@ pytestmark = pytest.mark.usefixtures("libvirt_events")
 def qemu(libvirt_events: None) -> Iterator[PrivateLibvirtd]:
     with RunDirectory() as run, PrivateLibvirtd(run) as libvirtd:
         yield libvirtd
+
+
+attach_rng = functools.partial(attach, virtio_rng=True)
+detach_rng = functools.partial(detach, virtio_rng=True)
+
+
+def rng_paths(domain: libvirt.virDomain, flags: int = 0) -> list[str]:
+    """Those of the sockets that its EGD backends listen on."""
+    text = domain.XMLDesc(flags)
+    return re.findall(r"<backend model='egd' type='unix'>\s*<source mode='bind' path='([^']*)'/>", text)
 
 
 def has_channel(domain: libvirt.virDomain, flags: int = 0) -> bool:
@@ -155,6 +169,156 @@ class TestQemu:
             domain.destroy()
 
 
+class TestVirtioRngOfQemu:
+    pytestmark = needs_qemu
+
+    @pytest.fixture(autouse=True)
+    def folder(self, qemu: PrivateLibvirtd, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """Its own, of this session's libvirt."""
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(qemu.folder / "c"))
+        return qemu.folder / "c/libvirt/qemu"
+
+    def test_a_running_persistent_domain_gets_both(self, qemu: PrivateLibvirtd, folder: Path) -> None:
+        text = paused_domain("both", UUID_A, channel=False, acpi=True)
+        domain = qemu.connection().defineXML(text)
+        domain.createWithFlags(PAUSED)
+        path = f"{folder}/both.netrng"
+        try:
+            assert good(attach_rng("both", qemu.uri)) == (
+                "both: virtio-rng added to the definition\n"
+                "both: virtio-rng added to the running domain, active now"
+            )
+            assert rng_paths(domain) == rng_paths(domain, INACTIVE) == [path]
+            assert Path(path).is_socket()
+            live = parse_live(domain.XMLDesc(0), qemu.uri)
+            assert live is not None
+            assert (live.channel, live.rng) == (None, LiveChannel("virtio-rng", path, "bind", None))
+            assert good(attach_rng(UUID_A, qemu.uri)) == "both: has the virtio-rng already"
+            assert "has no channel" in good(detach("both", qemu.uri))
+            assert rng_paths(domain) == rng_paths(domain, INACTIVE) == [path]
+        finally:
+            domain.destroy()
+            domain.undefine()
+
+    def test_what_the_guest_does_not_let_go_of_is_not_called_gone(self, qemu: PrivateLibvirtd) -> None:
+        """A paused one cannot; libvirt waits for it, and calls it done."""
+        domain = qemu.connection().createXML(paused_domain("holds", UUID_A, channel=False, acpi=True), PAUSED)
+        try:
+            assert good(attach_rng("holds", qemu.uri)) == (
+                "holds: virtio-rng added to the running domain, active now; "
+                "it is transient: what creates it next time has to bring the virtio-rng along"
+            )
+            assert good(detach_rng("holds", qemu.uri)) == (
+                "holds: gone once the guest lets go of it, at the latest after its next full power-off"
+            )
+            assert rng_paths(domain)
+        finally:
+            domain.destroy()
+
+    def test_where_nothing_can_be_plugged_in_it_is_active_after_a_power_off(
+        self, qemu: PrivateLibvirtd
+    ) -> None:
+        """A machine "pc" without ACPI."""
+        domain = qemu.connection().defineXML(paused_domain("fixed", UUID_B, channel=False))
+        domain.createWithFlags(PAUSED)
+        try:
+            text = good(attach_rng("fixed", qemu.uri))
+            assert ACTIVE in text
+            assert "does not support hotplugging" in text
+            assert rng_paths(domain, INACTIVE)
+            assert not rng_paths(domain)
+            assert "power-off" in good(attach_rng("fixed", qemu.uri)), "again: still not active"
+            domain.destroy()
+            domain.createWithFlags(PAUSED)
+            assert Path(*rng_paths(domain)).is_socket()
+            assert "has the virtio-rng already" in good(attach_rng("fixed", qemu.uri))
+            text = good(detach_rng("fixed", qemu.uri))
+            assert "virtio-rng removed from the definition" in text
+            assert "gone after the next full power-off, not a guest reboot (" in text
+            domain.destroy()
+            assert not rng_paths(domain)
+            assert "has no virtio-rng" in good(detach_rng("fixed", qemu.uri))
+        finally:
+            domain.undefine()
+
+    def test_a_transient_domain_that_cannot_take_it_is_an_error(self, qemu: PrivateLibvirtd) -> None:
+        domain = qemu.connection().createXML(paused_domain("poor", UUID_A, channel=False), PAUSED)
+        try:
+            text = bad(attach_rng("poor", qemu.uri))
+            assert "hotplugging" in text
+            assert text.endswith("what creates it next time has to bring the virtio-rng along")
+        finally:
+            domain.destroy()
+
+    def test_another_rng_device_is_left_alone_and_named(self, qemu: PrivateLibvirtd) -> None:
+        other = "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng></devices>"
+        text = paused_domain("two", UUID_A, channel=False).replace("</devices>", other)
+        domain = qemu.connection().defineXML(text)
+        try:
+            assert "has no virtio-rng" in good(detach_rng("two", qemu.uri))
+            added, named = good(attach_rng("two", qemu.uri)).splitlines()
+            assert added == "two: virtio-rng added to the definition; active at its next start"
+            assert named.startswith(
+                "two: it has another RNG device, which the guest's kernel may go on reading"
+            )
+            good(detach_rng("two", qemu.uri))
+            assert not rng_paths(domain)
+            assert "/dev/urandom" in domain.XMLDesc(0)
+        finally:
+            domain.undefine()
+
+
+class TestWhereTheSocketOfAVirtioRngIs:
+    @pytest.mark.parametrize(
+        ("name", "file"),
+        [
+            ("web-1", "web-1"),
+            ("a" * 78, "a" * 78),
+            ("a" * 79, UUID_A),
+            *((name, UUID_A) for name in ("a b", "a/b", "..", ".a", "b\u00fcro", "a*", "a'<&", "")),
+        ],
+    )
+    def test_it_has_the_domains_name_or_its_uuid(self, name: str, file: str) -> None:
+        path = rng_path("qemu:///system", name, UUID_A, {})
+        assert path == f"/var/lib/libvirt/qemu/{file}.netrng"
+        assert len(path) <= 107
+
+    @pytest.mark.parametrize(
+        "uri", ["qemu:///system", "qemu+ssh://host/system", "qemu+unix:///system?socket=/session"]
+    )
+    def test_a_systems(self, uri: str) -> None:
+        assert rng_path(uri, "a", UUID_A, {"XDG_CONFIG_HOME": "/x"}) == "/var/lib/libvirt/qemu/a.netrng"
+
+    def test_a_sessions(self, tmp_path: Path) -> None:
+        for folder, environment in (
+            (tmp_path / "c", {"HOME": "/nonexistent", "XDG_CONFIG_HOME": f"{tmp_path}/c/"}),
+            (tmp_path / "h/.config", {"HOME": f"{tmp_path}/h", "XDG_CONFIG_HOME": ""}),
+        ):
+            with pytest.raises(Refused, match=f"no folder {folder}/libvirt/qemu; set XDG_CONFIG_HOME"):
+                rng_path("qemu:///session", "a", UUID_A, environment)
+            (folder / "libvirt/qemu").mkdir(parents=True)
+            path = rng_path("qemu:///session", "a", UUID_A, environment)
+            assert path == f"{folder}/libvirt/qemu/a.netrng"
+
+    def test_a_session_on_another_host_is_not_guessed(self) -> None:
+        with pytest.raises(Refused, match="known on its host alone; run this there"):
+            rng_path("qemu+ssh://host/session", "a", UUID_A, {})
+
+    def test_a_path_that_no_socket_could_have(self, tmp_path: Path) -> None:
+        deep = tmp_path / ("d" * 90)
+        (deep / "libvirt/qemu").mkdir(parents=True)
+        with pytest.raises(Refused, match="too long for a socket, 107 bytes are allowed"):
+            rng_path("qemu:///session", "a", UUID_A, {"XDG_CONFIG_HOME": str(deep)})
+
+    def test_it_is_escaped(self) -> None:
+        text = (
+            f"<domain type='kvm' id='1'><name>a</name><uuid>{UUID_A}</uuid><devices>{{}}</devices></domain>"
+        )
+        live = parse_live(text.format(rng_xml("/a'<&\">")), "")
+        assert live is not None
+        assert live.rng == LiveChannel("virtio-rng", "/a'<&\">", "bind", None)
+
+
 class TestQuotaOfQemu:
     pytestmark = needs_qemu
 
@@ -225,6 +389,24 @@ class TestDriversThatChangeWholeDefinitionsOnly:
             good(detach("a", "test:///default"))
             assert domain.XMLDesc(INACTIVE) == before
             domain.undefine()
+
+    def test_a_virtio_rng_alike(self) -> None:
+        with fake_hypervisor() as hypervisor:
+            domain = hypervisor.defineXML(domain_xml("a", UUID_A))
+            before = domain.XMLDesc(INACTIVE)
+            domain.create()
+            text = good(attach_rng("a", "test:///default"))
+            assert text.startswith("a: virtio-rng added to the definition\na: " + ACTIVE)
+            assert rng_paths(domain, INACTIVE) == ["/var/lib/libvirt/qemu/a.netrng"]
+            assert not rng_paths(domain)
+            domain.managedSave(0)
+            good(detach_rng("a", "test:///default"))
+            assert domain.XMLDesc(INACTIVE) == before
+            saved = "active at its next full start: the next one restores a saved state"
+            assert saved in good(attach_rng("a", "test:///default"))
+            assert f"; {saved}" in good(detach_rng("a", "test:///default"))
+            assert good(detach_rng("a", "test:///default")) == "a: has no virtio-rng"
+            domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
 
     def test_a_saved_state_has_no_channel_yet(self) -> None:
         with fake_hypervisor() as hypervisor:
@@ -299,6 +481,16 @@ class TestXen:
             )
             domain.destroy()
 
+    def test_a_virtio_rng_is_refused(self) -> None:
+        with fake_hypervisor() as hypervisor:
+            domain = hypervisor.defineXML(domain_xml("pv", UUID_A))
+            assert bad(attach_rng("pv", "test:///default")) == (
+                "pv: Xen has no virtio-rng; "
+                "give it a channel: netrng-hostd attach --connect test:///default pv"
+            )
+            assert "<rng" not in domain.XMLDesc(INACTIVE)
+            domain.undefine()
+
     def test_what_else_goes_wrong_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(_: libvirt.virDomain, xml: str, flags: int) -> int:
             if flags != libvirt.VIR_DOMAIN_AFFECT_LIVE:
@@ -350,6 +542,4 @@ class TestErrors:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             listener.listen()
-            assert "did not answer" in bad(
-                attach("a", f"qemu+unix:///session?socket={path}", answer_s=0.2)
-            )
+            assert "did not answer" in bad(attach("a", f"qemu+unix:///session?socket={path}", answer_s=0.2))
