@@ -25,7 +25,7 @@ from tests.edge.rig import PATIENCE_S, wait_for
 from tests.edge.test_egd import Noise, serving
 from tests.streams import stream
 
-from netrng_hostd.config import ChannelConfig, Config, LibvirtConfig, SourceConfig
+from netrng_hostd.config import ChannelConfig, Config, LibvirtConfig, ServeConfig, SourceConfig
 from netrng_hostd.hypervisor import (
     DeniedError,
     HypervisorError,
@@ -453,7 +453,11 @@ def domains_found(*domains: LiveDomain, transport: str = "socket", uri: str = "q
 
 def test_nothing_to_serve() -> None:
     (line,) = lines(check_domains(config()))
-    assert line.startswith("! nothing to serve: libvirt.uris is empty, and there is no [[channel]] and no")
+    assert line.startswith(
+        "! nothing to serve: libvirt.uris is empty and there is no [[channel]] and no [[serve]]"
+    )
+    serving = dataclasses.replace(config(), serves=(ServeConfig("local", "/nonexistent"),))
+    assert lines(check_domains(serving)) == []
 
 
 def test_libvirt_down() -> None:
@@ -513,6 +517,93 @@ def test_two_domains_on_one_socket(listener: socket.socket) -> None:
         "take <source> out of the channel's XML, and libvirt gives each its own"
     )
     assert pasted.startswith(f"! vm-1: {path} is the socket of web-1 and web-2, which libvirt lists")
+
+
+def rng(path: str | None, mode: str = "bind") -> LiveChannel:
+    return LiveChannel("virtio-rng", path, mode, None)
+
+
+def agentless(
+    name: str, path: str | None, mode: str = "bind", channel: LiveChannel | None = None
+) -> LiveDomain:
+    """With a virtio-rng."""
+    return dataclasses.replace(domain(name, channel), uuid=f"uuid of {name}", rng=rng(path, mode))
+
+
+def test_a_virtio_rng_is_enough(listener: socket.socket) -> None:
+    path = listener.getsockname()
+    assert domains_found(agentless("web-1", path)) == []
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+    missing = "! web-1: no socket at /nonexistent, where libvirt says it is; restart the domain"
+    both = agentless("web-1", "/nonexistent", channel=virtio(path))
+    assert domains_found(agentless("web-1", "/nonexistent")) == domains_found(both) == [missing]
+    assert domains_found(agentless("web-1", None)) == [
+        "! web-1: libvirt shows no socket for its virtio-rng; restart the domain"
+    ]
+
+
+def test_a_virtio_rng_of_another_user(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = listener.getsockname()
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    (line,) = domains_found(agentless("web-1", path))
+    assert line.startswith(f"! web-1: permission denied: {path}; ")
+
+
+def test_a_virtio_rng_that_connects_needs_somebody_there(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    there = [agentless(name, f"{link}/egd.sock", "connect") for name in ("web-1", "web-2")]
+    told = [
+        f"! {name}: its virtio-rng has <source mode='connect'>, and no [[serve]] has the path "
+        f"{link}/egd.sock; set mode='bind', as netrng-hostd xml --virtio-rng shows it, or the path"
+        for name in ("web-1", "web-2")
+    ]
+    assert lines(check_domains(config("qemu:///system"), lambda _: there)) == told
+    for transport in ("socket", "stream"):
+        serving = dataclasses.replace(
+            config("qemu:///system", transport=transport),
+            serves=(ServeConfig("local", f"{tmp_path}/egd.sock"),),
+        )
+        assert lines(check_domains(serving, lambda _: there)) == [], "any number of them may"
+
+
+def test_streams_carry_no_virtio_rng() -> None:
+    text = 'web-1: its virtio-rng is not served: transport = "stream" carries channels alone'
+    uri = "qemu+ssh://host/system"
+    for path, mode in (("/nonexistent", "bind"), ("/nonexistent", "connect"), (None, "bind")):
+        assert domains_found(agentless("web-1", path, mode), transport="stream", uri=uri) == [
+            f"{text}; give it a channel: netrng-hostd attach --connect {uri} web-1"
+        ]
+    served = agentless("web-1", "/nonexistent", channel=virtio("/nonexistent"))
+    assert domains_found(served, transport="stream", uri=uri) == [text]
+
+
+def test_two_virtio_rngs_on_one_socket(listener: socket.socket) -> None:
+    path = listener.getsockname()
+    own = "give each its own: netrng-hostd detach --virtio-rng, then attach --virtio-rng"
+    copied = f"have the same socket, {path}, as a copied definition has; {own}"
+    first, second = agentless("web-1", path), agentless("web-2", path)
+    assert domains_found(first, second) == [f"! web-1 and web-2: their virtio-rng devices {copied}"]
+    mixed = domain("web-3", virtio(path))
+    assert domains_found(first, mixed) == [f"! web-1 and web-3: their channel and virtio-rng {copied}"]
+    both = agentless("web-1", path, channel=virtio(path))
+    assert domains_found(both) == [f"! web-1: their channel and virtio-rng {copied}"]
+
+
+def test_one_libvirt_under_two_names_lists_a_virtio_rng_twice(listener: socket.socket) -> None:
+    served = agentless("web-1", listener.getsockname())
+    uris = ("qemu:///system", "qemu+unix:///system")
+    (line,) = lines(check_domains(config(*uris), lambda uri: [dataclasses.replace(served, uri=uri)]))
+    assert line.startswith("! libvirt.uris: qemu:///system and qemu+unix:///system are the same libvirt")
+
+
+def test_a_static_socket_that_is_a_listed_virtio_rngs(listener: socket.socket) -> None:
+    path = listener.getsockname()
+    for kind in ("agent", "egd"):
+        static = config("qemu:///system", channels=(ChannelConfig("vm-1", path, kind),))
+        (line,) = lines(check_domains(static, lambda _: [agentless("web-1", path)]))
+        assert line.startswith(f"! vm-1: {path} is the socket of web-1, which libvirt lists: two channels")
 
 
 def test_one_libvirt_under_two_names(listener: socket.socket) -> None:
@@ -595,7 +686,7 @@ def test_the_mode_counts_and_not_who_listens(listener: socket.socket) -> None:
 @pytest.mark.parametrize("uri", ["xen:///system", "xen+unix:///system", "xen+ssh://host/system"])
 def test_xen_has_no_streams(uri: str, listener: socket.socket) -> None:
     served = domain(channel=LiveChannel("xen", listener.getsockname(), "bind", None))
-    said = f"! {uri}: Xen's driver has no streams to channels; set transport = \"socket\" in [libvirt]"
+    said = f'! {uri}: Xen\'s driver has no streams to channels; set transport = "socket" in [libvirt]'
     assert domains_found(served, transport="stream", uri=uri) == [said]
     assert domains_found(served, uri=uri) == []
 

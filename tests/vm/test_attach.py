@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,52 @@ def administer(command: str, vm: VM) -> str:
     assert done.returncode == 0, done
     assert done.stderr == ""
     return done.stdout
+
+
+def administer_rng(command: str, vm: VM) -> str:
+    """The same with --virtio-rng, by one whose session libvirt it is."""
+    own = str(vm.host.folder / "c")
+    done = run_command(command, vm.name, "--virtio-rng", "--connect", vm.host.uri, XDG_CONFIG_HOME=own)
+    assert done.returncode == 0, done
+    assert done.stderr == ""
+    return done.stdout
+
+
+def rng_sockets(vm: VM, flags: int = 0) -> list[str]:
+    """Where its QEMU listens for who feeds a virtio-rng."""
+    return re.findall(r"<source mode='bind' path='([^']*\.netrng)'/>", vm.domain.XMLDesc(flags))
+
+
+@contextlib.contextmanager
+def fed(path: str) -> Iterator[None]:
+    """Whatever asks there gets the letter x, as often as it likes."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(path)
+
+        def serve() -> None:
+            server.sendall(
+                b"x" * 64
+            )  # what was asked for before is lost, and the guest waits for it for ever
+            while request := server.recv(2, socket.MSG_WAITALL):
+                assert request[0] == 2
+                server.sendall(b"x" * request[1])
+
+        with ThreadPoolExecutor(1) as pool:
+            serving = pool.submit(serve)
+            try:
+                yield
+            finally:
+                server.shutdown(socket.SHUT_RD)
+            serving.result()
+
+
+def wait_for_rngs(vm: VM, *names: str) -> None:
+    """Until the guest's kernel has those and no others to choose from."""
+
+    def there() -> bool:
+        return vm.check("cat /sys/class/misc/hw_random/rng_available").split() == list(names)
+
+    vm.wait_for(there, 60, f"the RNGs {names}")
 
 
 def kept_channel(vm: VM) -> bool:
@@ -109,3 +160,45 @@ def test_without_a_controller_it_is_active_after_a_power_off(
         assert len(refused.stderr.splitlines()) == 1
         assert LATER not in refused.stdout + refused.stderr
         assert "Traceback" not in hostd.log
+
+
+def test_a_virtio_rng_is_plugged_in_and_out(boot_vm: BootVM) -> None:
+    """There, asking, in the guest and its host; and gone from both."""
+    kept = boot_vm("rng", channel=False, memory_mib=192, wait=False)
+    transient = boot_vm("rng-once", channel=False, memory_mib=192, wait=False, persistent=False)
+    for vm in (kept, transient):
+        vm.wait_up()
+        wait_for_rngs(vm)
+        said = administer_rng("attach", vm)
+        assert "virtio-rng added to the running domain, active now" in said
+        assert ("definition" in said) == (vm is kept)
+        assert ("transient" in said) == (vm is transient)
+        wait_for_rngs(vm, "virtio_rng.0")
+        (path,) = rng_sockets(vm)
+        assert path == str(vm.host.folder / f"c/libvirt/qemu/{vm.name}.netrng")
+        with fed(path):
+            assert vm.check("dd if=/dev/hwrng bs=64 count=2 2>/dev/null | tr -cd x | wc -c").split() == [
+                "128"
+            ]
+        assert "has the virtio-rng already" in administer_rng("attach", vm)
+    assert rng_sockets(kept, libvirt.VIR_DOMAIN_XML_INACTIVE) == rng_sockets(kept)
+
+    for vm in (kept, transient):
+        said = administer_rng("detach", vm)
+        assert "virtio-rng removed from the running domain" in said
+        assert ("definition" in said) == (vm is kept)
+        wait_for_rngs(vm)
+        assert rng_sockets(vm) == rng_sockets(vm, libvirt.VIR_DOMAIN_XML_INACTIVE) == []
+        assert "<rng" not in vm.domain.XMLDesc(0)
+        assert "has no virtio-rng" in administer_rng("detach", vm)
+
+
+def test_a_vm_boots_with_a_virtio_rng_that_nobody_feeds(boot_vm: BootVM) -> None:
+    """Attached while it is off."""
+    vm = boot_vm("unfed", channel=False, memory_mib=192)
+    vm.destroy()
+    assert "active at its next start" in administer_rng("attach", vm)
+    vm.boot_again()
+    wait_for_rngs(vm, "virtio_rng.0")
+    (path,) = rng_sockets(vm)
+    assert Path(path).is_socket()

@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple, Union
 from urllib.parse import urlsplit
 
-from netrng_hostd.config import Config, LibvirtConfig
+from netrng_hostd.config import Config
 from netrng_hostd.config.sections import LOCAL_HOSTS
 from netrng_hostd.core.spelling import QuotaError
 from netrng_hostd.hypervisor import (
     HypervisorError,
-    LiveChannel,
     LiveDomain,
     NoDomainError,
     UnreachableError,
@@ -25,6 +22,7 @@ from netrng_hostd.hypervisor.domain_xml import DomainXmlError, parse_live
 from netrng_hostd.operate.administer import command_line
 from netrng_hostd.operate.check.dom0 import XENSTORE_S, check_dom0
 from netrng_hostd.operate.check.finding import Finding, TooLate, note, problem, within
+from netrng_hostd.operate.check.sockets import check_domain, check_sockets
 from netrng_hostd.operate.units import printable
 
 LIBVIRT_S = 10.0
@@ -95,26 +93,16 @@ def check_domains(
 ) -> Iterator[Finding]:
     """Each URI and its domains, the sockets of the configuration, then what else runs on a Xen host."""
     if not (config.libvirt.uris or config.channels or config.serves):
-        yield problem(
-            "nothing to serve: libvirt.uris is empty, and there is no [[channel]] and no [[serve]]; set one"
-        )
+        nothing = "libvirt.uris is empty and there is no [[channel]] and no [[serve]]"
+        yield problem(f"nothing to serve: {nothing}; set one of them")
     listings = []
     for uri in config.libvirt.uris:
         listings.append(_ask(uri, list_them, libvirt_s))
-        yield from _check_uri(listings[-1], config.libvirt)
+        yield from _check_uri(listings[-1], config)
     # Streams also go to other hosts, whose domains' sockets have the same paths, and through tunnels.
     here = LOCAL_HOSTS if config.libvirt.transport == "socket" else ("",)
-    owners = _owners([one for one in listings if (urlsplit(one.uri).hostname or "") in here])
-    yield from _check_shared(owners)
-    for channel in config.channels:
-        theirs = owners.get(os.path.realpath(channel.path), [])
-        if theirs:
-            yield problem(
-                f"{channel.name}: {channel.path} is the socket of {_names(theirs)}, which libvirt "
-                "lists: two channels on one socket, of which one waits for ever; take the [[channel]] out"
-            )
-        else:
-            yield from _check_static(channel.name, channel.path)
+    near = (one for one in listings if (urlsplit(one.uri).hostname or "") in here)
+    yield from check_sockets(config.channels, [domain for one in near for domain in one.domains])
     yield from check_dom0(config, _xen_ids(listings), xenstore_s)
 
 
@@ -128,39 +116,6 @@ def _ask(uri: str, list_them: ListDomains, libvirt_s: float) -> Listing:
     return Listing(uri, None, trouble)
 
 
-def _owners(listings: Sequence[Listing]) -> dict[str, list[LiveDomain]]:
-    """Domains by the real paths of their sockets."""
-    owners: dict[str, list[LiveDomain]] = {}
-    for domain in (domain for listing in listings for domain in listing.domains):
-        if domain.channel is not None and domain.channel.path is not None:
-            owners.setdefault(os.path.realpath(domain.channel.path), []).append(domain)
-    return owners
-
-
-def _names(domains: Sequence[LiveDomain]) -> str:
-    return " and ".join({domain.uuid: printable(domain.name) for domain in domains}.values())
-
-
-def _check_shared(owners: dict[str, list[LiveDomain]]) -> Iterator[Finding]:
-    """Sockets of several domains, and domains that two URIs list."""
-    twins: dict[tuple[str, ...], None] = {}  # URIs; in their order, each once
-    for path, domains in owners.items():
-        uris_of: dict[str, tuple[str, ...]] = {}  # by UUID
-        for domain in domains:
-            uris_of[domain.uuid] = (*uris_of.get(domain.uuid, ()), domain.uri)
-        if len(uris_of) > 1:
-            yield problem(
-                f"{_names(domains)}: their channels have the same socket, {path}; "
-                "take <source> out of the channel's XML, and libvirt gives each its own"
-            )
-        twins.update(dict.fromkeys(uris for uris in uris_of.values() if len(uris) > 1))
-    for uris in twins:
-        yield problem(
-            f"libvirt.uris: {' and '.join(uris)} are the same libvirt: each domain has several channels on "
-            "one socket, of which one is served; keep one of them"
-        )
-
-
 def _xen_ids(listings: Sequence[Listing]) -> frozenset[int] | None:
     """Of the domains at Xen's URIs; None where one of these did not answer."""
     xen = [listing for listing in listings if drives_xen(listing.uri)]
@@ -169,8 +124,8 @@ def _xen_ids(listings: Sequence[Listing]) -> frozenset[int] | None:
     return frozenset(one.id for listing in xen for one in listing.found or ())
 
 
-def _check_uri(listing: Listing, libvirt: LibvirtConfig) -> Iterator[Finding]:
-    uri = listing.uri
+def _check_uri(listing: Listing, config: Config) -> Iterator[Finding]:
+    uri, libvirt = listing.uri, config.libvirt
     if libvirt.transport == "stream" and drives_xen(uri):
         yield problem(f"{uri}: {XEN_HAS_NO_STREAMS}")
     if listing.found is None:
@@ -187,25 +142,9 @@ def _check_uri(listing: Listing, libvirt: LibvirtConfig) -> Iterator[Finding]:
             f"see: virsh -r -c {shlex.quote(uri)} dumpxml {first.id}"
         )
     for domain in listing.domains:
-        name, channel = printable(domain.name), domain.channel
+        name = printable(domain.name)
         yield from _check_metadata(name, domain, libvirt.trust_metadata)
-        if channel is None:
-            yield note(f"{name} has no channel; give it one: {command_line('attach', name, domain.uri)}")
-        elif libvirt.transport == "stream":
-            continue
-        elif channel.mode == "connect":
-            yield problem(
-                f"{name}: its channel has <source mode='connect'>; netrng needs mode='bind'; "
-                f"take <source> out of the channel's XML: netrng-hostd xml{_for(channel)} shows it"
-            )
-        elif channel.path is None:
-            yield problem(f"{name}: libvirt shows no socket for its channel; restart the domain")
-        else:
-            yield from _check_socket(name, channel.path)
-
-
-def _for(channel: LiveChannel) -> str:
-    return " --xen" if channel.kind == "xen" else ""
+        yield from check_domain(name, domain, config)
 
 
 def _check_metadata(name: str, domain: LiveDomain, trusted: bool) -> Iterator[Finding]:
@@ -220,33 +159,4 @@ def _check_metadata(name: str, domain: LiveDomain, trusted: bool) -> Iterator[Fi
         yield note(
             f"{name}: the quota in its metadata is malformed, so the file's is used: {error}; "
             f"mend it: {command_line('quota', name, domain.uri, '--reset')}"
-        )
-
-
-def _check_static(name: str, path: str) -> Iterator[Finding]:
-    try:
-        there = Path(path).exists()
-    except PermissionError:
-        there = True
-    if there:
-        yield from _check_socket(name, path)
-    else:
-        yield note(f"{name}: no socket at {path}; the VM is off, or its QEMU has no such chardev")
-
-
-def _check_socket(name: str, path: str) -> Iterator[Finding]:
-    """Whether this user could connect."""
-    try:
-        if not Path(path).exists():
-            yield problem(f"{name}: no socket at {path}, where libvirt says it is; restart the domain")
-            return
-        if not Path(path).is_socket():
-            yield problem(f"{name}: {path} is not a socket; set the path of the QEMU chardev's")
-            return
-        denied = not os.access(path, os.W_OK, effective_ids=True)
-    except PermissionError:
-        denied = True
-    if denied:
-        yield problem(
-            f"{name}: permission denied: {path}; run as root with CAP_DAC_OVERRIDE, or as the VM's user"
         )
