@@ -47,7 +47,9 @@ MAN = sorted((ROOT / "docs/man").iterdir())
 COMMANDS: dict[str, Callable[[list[str]], int]] = {"netrng-hostd": hostd_main, "netrng-guest": guest_main}
 
 # What stands for something else in the lines that docs/operating.md explains.
-PLACEHOLDERS = ("DEVICE", "DOMAIN", "FILE", "KEY", "N", "NAME", "PATH", "STATE", "URI", "UUID", "WHY", "X", "Y", "F")
+PLACEHOLDERS = (
+    "DEVICE", "DOMAIN", "FILE", "KEY", "N", "NAME", "PATH", "STATE", "URI", "UUID", "WHY", "X", "Y", "F"
+)  # fmt: skip
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 every_man_page = pytest.mark.parametrize("page", MAN, ids=lambda page: page.name)
