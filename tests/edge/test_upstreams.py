@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,17 +16,23 @@ from pathlib import Path
 
 import pytest
 from bed import entropy_broker
-from bed.packages import package
 from tests.edge.rig import PATIENCE_S, Guest, Hostd, wait_for
+from tests.edge.stunnels import (
+    AS_WHO_WE_ARE,
+    CLIENT,
+    LOOPBACK,
+    SERVER,
+    assert_told,
+    certificates,
+    configured,
+    free_ports,
+    stunnel,
+)
 
 from netrng_hostd.config import SourceConfig
 from netrng_hostd.core.health import HealthTests
 from netrng_hostd.sources import Source, SourceFailure, egd, make_source
 from netrng_hostd.sources.identity import is_hwrng, rng_current
-
-CONF = Path(__file__).parents[2] / "conf" / "stunnel"
-LOOPBACK = entropy_broker.loopback()
-CLIENT, SERVER = "netrng-egd-client", "netrng-egd-server"
 
 
 @pytest.fixture(autouse=True)
@@ -153,62 +157,19 @@ def test_a_counter_that_entropy_brokers_feeder_hands_on_is_caught_within_4_kib(t
 # stunnel
 
 
-def certificates(folder: Path) -> None:
-    """As conf/stunnel says, by its very lines, and one of a stranger's authority."""
-    lines = (CONF / f"{SERVER}.conf").read_text().splitlines()
-    script = "\n".join(line.removeprefix(";") for line in lines if line.startswith(";   "))
-    script = script[script.index("openssl req -x509") :]
-    for where in (folder, folder / "stranger"):
-        where.mkdir(exist_ok=True)
-        made = subprocess.run(["bash", "-ec", script], cwd=where, capture_output=True, text=True)
-        assert made.returncode == 0, made.stderr
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind((LOOPBACK, 0))
-        return [sock.getsockname()[1] for sock in sockets]
-
-
-def configured(name: str, folder: Path, **settings: str) -> Path:
-    """The example with this test's places in the place of its own; a setting that is "" is left out."""
-    text = (CONF / f"{name}.conf").read_text()
-    for key, value in settings.items():
-        line = f"{key} = {value}" if value else ""
-        text, found = re.subn(rf"^{key} = .*$", line, text, flags=re.MULTILINE)
-        assert found == 1, key
-    text = text.replace("/etc/stunnel/netrng", str(folder))
-    path = folder / f"{name}.conf"
-    path.write_text(text)
-    return path
-
-
-@contextlib.contextmanager
-def stunnel(config: Path) -> Iterator[Path]:
-    """Its log, while it runs."""
-    log_path = config.with_suffix(".log")
-    program = package("stunnel4") / "usr" / "bin" / "stunnel4"
-    with log_path.open("wb") as log, subprocess.Popen(
-        [program, config], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-    ) as process:
-        try:
-            wait_for(lambda: "Configuration successful" in log_path.read_text(), "stunnel")
-            yield log_path
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(PATIENCE_S)
-
-
 @pytest.fixture
 def tunnel(tmp_path: Path) -> Iterator[tuple[Path, int]]:
     """The server's end, before an EGD server: the folder of the certificates, and its port."""
     certificates(tmp_path)
-    (port,) = free_ports(1)
+    port, other = free_ports(2)
     with entropy_broker.running(tmp_path) as path:
-        config = configured(SERVER, tmp_path, accept=f"{LOOPBACK}:{port}", connect=str(path))
-        with stunnel(config):
+        settings = {
+            **AS_WHO_WE_ARE,
+            "rack-1.accept": f"{LOOPBACK}:{port}",
+            "rack-1.connect": str(path),
+            "rack-2.accept": f"{LOOPBACK}:{other}",
+        }
+        with stunnel(configured(SERVER, tmp_path, settings)):
             yield tmp_path, port
 
 
@@ -216,7 +177,7 @@ def tunnel(tmp_path: Path) -> Iterator[tuple[Path, int]]:
 def test_an_egd_server_through_stunnel(tunnel: tuple[Path, int], place: str) -> None:
     folder, port = tunnel
     accept = str(folder / "here.sock") if place == "socket" else f"{LOOPBACK}:{free_ports(1)[0]}"
-    config = configured(CLIENT, folder, accept=accept, connect=f"{LOOPBACK}:{port}")
+    config = configured(CLIENT, folder, {"rng-1.accept": accept, "rng-1.connect": f"{LOOPBACK}:{port}"})
     where = {"path" if place == "socket" else "address": accept}
     with stunnel(config), opened(kind="egd", **where) as source:
         # On a machine ten times slower stunnel was seen to hang up, once.
@@ -237,14 +198,14 @@ WRONG_AUTHORITY, WRONG_NAME = "Pre-verification error", "Subject checks failed"
 def test_who_may_not_come_is_refused(tunnel: tuple[Path, int], client: str, why: str) -> None:
     folder, port = tunnel
     address = f"{LOOPBACK}:{free_ports(1)[0]}"
-    settings = {"accept": address, "connect": f"{LOOPBACK}:{port}"}
+    settings = {"rng-1.accept": address, "rng-1.connect": f"{LOOPBACK}:{port}"}
     if client == "without a certificate":
         settings.update(cert="", key="")
     elif client == "a stranger":
-        settings.update(cert=f"{folder}/stranger/client.pem", key=f"{folder}/stranger/client.key")
+        settings.update(cert=f"{folder}/stranger/rack-1.pem", key=f"{folder}/stranger/rack-1.key")
     else:
-        settings.update(cert=f"{folder}/server.pem", key=f"{folder}/server.key")
-    with stunnel(configured(CLIENT, folder, **settings)):
+        settings.update(cert=f"{folder}/rng-1.pem", key=f"{folder}/rng-1.key")
+    with stunnel(configured(CLIENT, folder, settings)):
         assert_nothing_comes(address)
         assert_told(folder / f"{SERVER}.log", why)
 
@@ -255,19 +216,14 @@ def test_who_may_not_come_is_refused(tunnel: tuple[Path, int], client: str, why:
 def test_a_server_that_is_another_is_not_believed(tunnel: tuple[Path, int], server: str, why: str) -> None:
     folder, port = tunnel
     address = f"{LOOPBACK}:{free_ports(1)[0]}"
-    settings = {"accept": address, "connect": f"{LOOPBACK}:{port}"}
+    settings = {"rng-1.accept": address, "rng-1.connect": f"{LOOPBACK}:{port}"}
     if server == "a stranger":
         settings.update(CAfile=f"{folder}/stranger/ca.pem")
     else:
-        settings.update(checkHost="other.example.org")
-    with stunnel(configured(CLIENT, folder, **settings)) as log:
+        settings["rng-1.checkHost"] = "other.example.org"
+    with stunnel(configured(CLIENT, folder, settings)) as log:
         assert_nothing_comes(address)
         assert_told(log, why)
-
-
-def assert_told(log: Path, why: str) -> None:
-    """Sooner or later: the other end may know before it is written."""
-    wait_for(lambda: why in log.read_text(), f"{why!r} in {log}")
 
 
 def assert_nothing_comes(address: str) -> None:
