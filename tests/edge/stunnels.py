@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian's stunnel, unpacked and never installed, with the files of conf/stunnel and a test's certificates."""
+"""Debian's stunnel, unpacked and never installed, with the files of conf/stunnel and new certificates."""
 
 from __future__ import annotations
 
