@@ -201,9 +201,10 @@ def test_who_speaks_no_tls_gets_not_a_byte_of_egd(rng: Rng, garbage: bytes) -> N
     with socket.create_connection((LOOPBACK, rng.ports["rack-1"]), PATIENCE_S) as silent:
         with socket.create_connection((LOOPBACK, rng.ports["rack-1"]), PATIENCE_S) as conn:
             said = b""
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(OSError):  # it may hang up before it has all
                 conn.sendall(garbage)
                 conn.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionError):
                 while piece := conn.recv(4096):
                     said += piece
             assert len(said) < 20, "no more than a TLS alert"
