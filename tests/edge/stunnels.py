@@ -17,6 +17,7 @@ from tests.edge.rig import PATIENCE_S, wait_for
 CONF = Path(__file__).parents[2] / "conf" / "stunnel"
 LOOPBACK = entropy_broker.loopback()
 CLIENT, SERVER = "netrng-egd-client", "netrng-egd-server"
+READY = "Configuration successful"
 AS_WHO_WE_ARE = {"setuid": "", "setgid": ""}  # a machine of tests has neither that user nor that group
 
 
@@ -68,7 +69,8 @@ def stunnel(config: Path, ending: signal.Signals = signal.SIGTERM) -> Iterator[P
         [program, config], stdin=subprocess.DEVNULL, stdout=log, stderr=log
     ) as process:
         try:
-            wait_for(lambda: "Configuration successful" in log_path.read_text(), "stunnel")
+            wait_for(lambda: READY in log_path.read_text() or process.poll() is not None, "stunnel")
+            assert process.poll() is None, log_path.read_text()
             yield log_path
         finally:
             process.send_signal(ending)
