@@ -48,6 +48,10 @@ class Qemu(threading.Thread):
         with contextlib.suppress(OSError):
             self.conn.sendall(data)
 
+    def wait_for(self, n_bytes: int) -> None:
+        """Until it has taken so many in all."""
+        wait_for(lambda: len(self.taken) >= n_bytes, f"{n_bytes} bytes")
+
     def hang_up(self) -> None:
         assert self.conn is not None
         with contextlib.suppress(OSError):
@@ -87,7 +91,8 @@ def test_a_lost_request_is_freed_once_and_then_only_what_is_asked_for_is_sent(
         assert len(qemu.taken) == 64
         for total in (128, 192):
             qemu.ask()
-            wait_for(lambda total=total: len(qemu.taken) == total, f"{total} bytes")
+            qemu.wait_for(total)
+            assert len(qemu.taken) == total
         qemu.ask(b"\x02\xff" * 8)
         wait_for(lambda: len(qemu.taken) == 192 + 8 * 255, "eight requests' bytes")
         row = hostd.domain("bare")
@@ -162,7 +167,7 @@ def test_bytes_of_an_agent_and_of_a_virtio_rng_are_disjoint(qemu: Qemu, tmp_path
             while len(qemu.taken) < 10_000 or len(guest.taken) < 10_000:
                 before = len(qemu.taken)
                 qemu.ask(ASK * 4)
-                wait_for(lambda before=before: len(qemu.taken) >= before + 192, "what was asked for")
+                qemu.wait_for(before + 192)
             hostd.stop()
             assert_disjoint(data, [bytes(qemu.taken), bytes(guest.taken)])
     finally:
