@@ -18,6 +18,7 @@ from netrng_hostd.core.quota import (
     format_metadata,
     parse_metadata,
     resolve,
+    serve_id,
 )
 from netrng_hostd.core.spelling import (
     RATE_MAX,
@@ -78,6 +79,18 @@ def test_a_uuid_matches_in_either_case_and_a_name_does_not_match_a_uuid_pattern(
     rule = QuotaRule("one", (f"uuid:{UUID}",))
     assert rule.matches("any", UUID.lower())
     assert not rule.matches(UUID, "0")
+
+
+def test_a_serve_has_a_pattern_of_its_own_which_no_domain_matches_whatever_its_name() -> None:
+    rack, everyone = serve_id("rack-1"), QuotaRule("all", ("*",))
+    for pattern in ("serve:rack-1", "serve:*", "serve:rack-?"):
+        rule = QuotaRule("served", (pattern,))
+        assert rule.matches(rack, rack)
+        assert not rule.matches(rack, UUID), "a domain of that name"
+        assert not rule.matches("rack-1", UUID)
+    assert not QuotaRule("other", ("serve:rack-2",)).matches(rack, rack)
+    assert not QuotaRule("domains", ("uuid:*", "rack-1")).matches(rack, rack)
+    assert everyone.matches(rack, rack)
 
 
 def test_a_limit_of_none_is_a_setting_and_unset_inherits() -> None:

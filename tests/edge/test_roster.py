@@ -8,17 +8,19 @@ import contextlib
 import dataclasses
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.edge.qemu import Qemu
 from tests.edge.rig import Guest, until
 from tests.edge.supplied import SOURCE, delivered, make_supply
 
 from netrng_hostd.channels.budget import INBOUND_DEPTH, PARKED
 from netrng_hostd.channels.channel import Channel
-from netrng_hostd.config import AdmissionConfig, ChannelConfig
+from netrng_hostd.config import AdmissionConfig, ChannelConfig, ServeConfig
 from netrng_hostd.core.quota import Quota, QuotaRule
 from netrng_hostd.core.scheduler import Scheduler
 from netrng_hostd.dispatch import Dispatcher
@@ -601,3 +603,152 @@ def test_an_internal_error_is_one_line_without_its_text(caplog: pytest.LogCaptur
     with caplog.at_level(logging.INFO):
         run(scenario)
     assert "secret" not in caplog.text
+
+
+# Without an agent
+
+
+RNG = "rng.sock"
+
+
+def with_rng(domain: LiveDomain, path: Path, mode: str = "bind") -> LiveDomain:
+    return dataclasses.replace(domain, rng=LiveChannel("virtio-rng", str(path), mode, None))
+
+
+@pytest.fixture
+def qemu(tmp_path: Path) -> Iterator[Qemu]:
+    made = Qemu(tmp_path / RNG)
+    yield made
+    made.close()
+
+
+def kinds(roster: Roster) -> list[str]:
+    return [entry.candidate.kind for entry in roster.entries]
+
+
+def test_an_agent_and_a_virtio_rng_of_one_domain_share_its_bucket(
+    tmp_path: Path, guest: Guest, qemu: Qemu
+) -> None:
+    async def scenario() -> None:
+        async with rosters(1, QuotaRule("tight", ("*",), limit=1000, burst=2000)) as (roster, dispatcher):
+            roster.appeared(with_rng(domain(tmp_path / "vm.sock"), tmp_path / RNG), None)
+            assert kinds(roster) == ["virtio", "virtio-rng"]
+            assert not roster.without_channel
+            await until(lambda: all(any(entry.channel.wanted) for entry in roster.entries))
+            qemu.ask(b"\x02\xff" * 100)
+            began_ns = time.monotonic_ns()
+            dispatcher.supply.deliver(SOURCE, delivered(bytes(range(256)) * 100))
+            await until(lambda: len(qemu.taken) > 500 and len(guest.taken) > 500)
+            elapsed_s = (time.monotonic_ns() - began_ns) / 1e9
+            agent, rng = (dispatcher.ledger.domain(name) for name in (UUID, f"{UUID} by EGD"))
+            assert agent.sent + rng.sent <= 2000 + 1000 * elapsed_s + 512
+            assert (rng.acked, rng.lost, rng.in_flight) == (0, 0, 0)
+            assert rng.sent == rng.unconfirmed >= len(qemu.taken)
+            assert agent.unconfirmed == 0
+            assert dispatcher.seeds == {UUID: 1}, "EGD has none"
+            dispatcher.check()
+
+    run(scenario)
+
+
+def test_the_agents_seed_is_not_spent_by_the_virtio_rng_that_was_there_first(
+    tmp_path: Path, qemu: Qemu
+) -> None:
+    async def scenario() -> None:
+        async with rosters() as (roster, dispatcher):
+            bare = with_rng(domain(None), tmp_path / RNG)
+            roster.appeared(bare, None)
+            dispatcher.supply.deliver(SOURCE, delivered(bytes(range(256)) * 8))
+            await until(lambda: len(qemu.taken) == 64)
+            qemu.ask(b"\x02\xff" * 1000)  # more than there is: all of the rest
+            await until(lambda: dispatcher.available() == 0)
+            agent = Guest(tmp_path / "vm.sock")
+            try:
+                roster.changed(bare, with_rng(domain(tmp_path / "vm.sock"), tmp_path / RNG), None)
+                await until(lambda: len(agent.taken) >= 64)  # from the seed reserve
+                assert dispatcher.seeds == {UUID: 1}
+            finally:
+                agent.close()
+
+    run(scenario)
+
+
+def test_a_virtio_rng_comes_and_goes_and_the_agent_stays(tmp_path: Path, guest: Guest, qemu: Qemu) -> None:
+    async def scenario() -> None:
+        async with rosters() as (roster, dispatcher):
+            plain = domain(tmp_path / "vm.sock")
+            both = with_rng(plain, tmp_path / RNG)
+            roster.appeared(plain, None)
+            (agent,) = roster.entries
+            roster.changed(plain, both, None)
+            assert kinds(roster) == ["virtio", "virtio-rng"]
+            await until(lambda: [entry.channel.state for entry in roster.entries] == ["open"] * 2)
+            elsewhere = with_rng(plain, tmp_path / "elsewhere")
+            roster.changed(both, elsewhere, None)
+            assert [entry.candidate.path for entry in roster.entries] == [
+                str(tmp_path / "vm.sock"), str(tmp_path / "elsewhere"),
+            ]  # fmt: skip
+            quota = with_quota(elsewhere, weight="9")
+            roster.changed(elsewhere, quota, None)
+            assert quota_of(roster).weight == in_force(dispatcher).weight == 9
+            roster.renewed(quota)
+            roster.changed(quota, with_quota(plain, weight="9"), None)
+            assert roster.entries == [agent]
+            assert quota_of(roster).weight == 9
+            roster.changed(plain, with_rng(domain(None), tmp_path / RNG), None)
+            assert kinds(roster) == ["virtio-rng"]
+            roster.vanished(both)
+            assert not roster.entries
+
+    run(scenario)
+
+
+def test_only_a_virtio_rng_that_waits_for_us_here_is_served(tmp_path: Path) -> None:
+    async def open_stream(_: LiveDomain) -> socket.socket:
+        raise AssertionError("no stream leads to a virtio-rng")
+
+    async def scenario() -> None:
+        async with rosters() as (roster, _):
+            connects = with_rng(domain(None), tmp_path / RNG, "connect")
+            roster.appeared(connects, None)
+            assert not roster.entries
+            assert list(roster.without_channel.values()) == ["vm"]
+            roster.changed(connects, with_rng(domain(None), tmp_path / RNG), open_stream)
+            assert not roster.entries
+            assert list(roster.without_channel.values()) == ["vm"]
+
+    run(scenario)
+
+
+def test_a_domains_second_channel_takes_no_others_place(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with rosters(1) as (roster, _):
+            roster.appeared(with_rng(domain(tmp_path / "a", "a"), tmp_path / RNG), None)
+            assert kinds(roster) == ["virtio", "virtio-rng"]
+            roster.appeared(domain(tmp_path / "b", "b", uuid=UUID[:-1] + "2"), None)
+            assert [refusal.candidate.name for refusal in roster.refusals] == ["b"]
+            roster.changed(
+                with_rng(domain(tmp_path / "a", "a"), tmp_path / RNG), domain(tmp_path / "a", "a"), None
+            )
+            assert [refusal.candidate.name for refusal in roster.refusals] == ["b"]
+            roster.vanished(domain(tmp_path / "a", "a"))
+            await until(lambda: [entry.candidate.name for entry in roster.entries] == ["b"])
+
+    run(scenario)
+
+
+def test_a_serve_has_its_own_quota_and_a_domain_of_that_name_has_not(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with rosters(16, QuotaRule("rack", ("serve:rack",), weight=7)) as (roster, _):
+            roster.add_serve(ServeConfig("rack", str(tmp_path / "rack.egd")))
+            roster.appeared(domain(tmp_path / "vm.sock", "serve:rack"), None)
+            served, named_so = roster.entries
+            assert (served.candidate.name, served.candidate.kind) == ("serve:rack", "serve")
+            assert roster.holding(served.candidate).quota.weight == 7
+            assert roster.holding(named_so.candidate).quota.name == "built-in"
+            await until(lambda: served.channel.state == "listening")
+            roster.remove_serve("rack")
+            assert roster.entries == [named_so]
+            await until(lambda: not (tmp_path / "rack.egd").exists())
+
+    run(scenario)
