@@ -24,6 +24,7 @@ from netrng_hostd.core.ledger import Ledger
 from netrng_hostd.core.mistake import where_raised
 from netrng_hostd.core.reservoir import Reservoir
 from netrng_hostd.core.scheduler import Scheduler
+from netrng_hostd.discovery.sockets import SocketWatcher
 from netrng_hostd.discovery.watcher import UriState, Watcher
 from netrng_hostd.dispatch import Dispatcher
 from netrng_hostd.hypervisor.domain_xml import LiveDomain
@@ -79,6 +80,11 @@ class Daemon:
         ]
         self.uris: dict[str, UriState] = {}
         self._watchers: list[Watcher] = []
+        self._sockets = SocketWatcher(
+            config.channels,
+            appeared=self.roster.add_static,
+            vanished=lambda channel: self.roster.remove_static(channel.name),
+        )
         self._meters = Meters()
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -144,10 +150,7 @@ class Daemon:
         self._config = dataclasses.replace(config, **{name: getattr(old, name) for name in FIXED})
         self.reservoir.headroom = config.admission.headroom_thousandths
         self.roster.use(config.quotas, config.admission)
-        for gone in set(old.channels) - set(config.channels):
-            self.roster.remove_static(gone.name)
-        for new in set(config.channels) - set(old.channels):
-            self.roster.add_static(new)
+        self._sockets.use(config.channels)
         for served in set(old.serves) - set(config.serves):
             self.roster.remove_serve(served.name)
         for served in set(config.serves) - set(old.serves):
@@ -169,8 +172,7 @@ class Daemon:
             watch.stop(max(0, end_ns - time.monotonic_ns()) / 1e9)
 
     def _start_discovery(self) -> None:
-        for channel in self._config.channels:
-            self.roster.add_static(channel)
+        self._start_task(self._sockets.run(), "discovery of sockets")
         for served in self._config.serves:
             self.roster.add_serve(served)
         for uri in self._config.libvirt.uris:

@@ -91,6 +91,11 @@ class ChannelConfig:
     path: str
     kind: str = "agent"
 
+    @property
+    def is_pattern(self) -> bool:
+        """Whether it stands for all sockets that match."""
+        return "*" in self.path or "?" in self.path
+
 
 @dataclass(frozen=True)
 class ServeConfig:

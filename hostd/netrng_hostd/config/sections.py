@@ -30,6 +30,7 @@ from netrng_hostd.core.spelling import (
 )
 
 RESERVOIR_RANGE = (4096, 64 << 20)  # all of it is locked in memory
+MAX_PATTERNS = 64  # [[channel]] with wildcards: each takes a thread
 SUN_PATH_MAX = 107  # bytes in sockaddr_un, unix(7)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 MATCH = re.compile(r"(?!uuid:).*|uuid:[-0-9A-Fa-f*?!\[\]]+", re.DOTALL)
@@ -138,6 +139,8 @@ def read_channels(tables: list[Table]) -> tuple[ChannelConfig, ...]:
         kind = table.choice("kind", ChannelConfig.kind, ("agent", "egd"))
         _refuse_double(table, name, path, channels, "channel")
         channels.append(ChannelConfig(name, path, kind))
+        if sum(channel.is_pattern for channel in channels) > MAX_PATTERNS:
+            raise table.wrong("path", path, f"at most {MAX_PATTERNS} paths with * or ?")
     return tuple(channels)
 
 
