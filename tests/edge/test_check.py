@@ -726,6 +726,56 @@ def test_a_static_socket_of_a_vm_that_is_off() -> None:
     assert found == ["vm-1: no socket at /nonexistent/s; the VM is off, or its QEMU has no such chardev"]
 
 
+def test_a_pattern_that_matches_nothing(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        pattern = ChannelConfig("pve", f"{folder}/*.netrng")
+        assert lines(check_domains(config(channels=(pattern,)))) == [
+            f"pve: no socket matches {folder}/*.netrng; no VM is on, or none has such a chardev"
+        ]
+
+
+def test_each_socket_that_a_pattern_matches_is_checked(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(listener.getsockname())
+    pattern = ChannelConfig("pve", f"{path.parent}/{path.name[:-1]}?")
+    name = f"pve-{path.name[-1]}"
+    both = config("qemu:///system", channels=(pattern, ChannelConfig("other", "/nonexistent/s")))
+    other = "other: no socket at /nonexistent/s; the VM is off, or its QEMU has no such chardev"
+    assert lines(check_domains(both, lambda _: ())) == ["qemu:///system: no domain is running", other]
+    there = [domain("web-2", virtio(str(path)))]
+    assert lines(check_domains(both, lambda _: there)) == [
+        other,
+        f"! {name}: {path} is the socket of web-2, which libvirt lists: "
+        "two channels on one socket, of which one waits for ever; take the [[channel]] out",
+    ]
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    assert lines(check_domains(config(channels=(pattern,)))) == [
+        f"! {name}: permission denied: {path}; run as root with CAP_DAC_OVERRIDE, or as the VM's user"
+    ]
+
+
+def test_what_is_wrong_with_a_patterns_sockets(listener: socket.socket) -> None:
+    path = Path(listener.getsockname())
+    pattern = ChannelConfig("pve", f"{path.parent}/{path.name[:-1]}?")
+    same = ChannelConfig("vm", f"{path.parent}/{path.name[:-1]}*")
+    (line,) = lines(check_domains(config(channels=(pattern, same))))
+    assert line == f"! vm: {path} is served as pve-{path.name[-1]} already"
+
+
+def test_a_pattern_on_a_file_system_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(domains, "scan", lambda _: go_on.wait(20))
+    pattern = config(channels=(ChannelConfig("pve", "/mnt/*.s"),))
+    try:
+        assert lines(check_domains(pattern, scan_s=0.05)) == [
+            "! pve: no answer from the file system of /mnt/*.s in 0.05 s; "
+            "mend its mount, or name a folder on another"
+        ]
+    finally:
+        go_on.set()
+
+
 def test_libvirts_own_test_driver() -> None:
     (found,) = list_domains("test:///default")
     assert isinstance(found, LiveDomain)

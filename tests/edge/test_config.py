@@ -13,6 +13,7 @@ import pytest
 from netrng_hostd import config
 from netrng_hostd.config import ChannelConfig, Config, ConfigError, SourceConfig, load
 from netrng_hostd.config.file import KEYS
+from netrng_hostd.config.sections import MAX_PATTERNS
 from netrng_hostd.core.quota import DEFAULT_QUOTA, UNSET, resolve
 
 CONF = Path(__file__).parents[2] / "conf" / "hostd.toml"
@@ -440,6 +441,22 @@ def test_who_has_no_place_for_a_daemon_asks_the_systems(
             "[[channel]]\nname='a'\npath='/x'\n[[channel]]\nname='b'\npath='/x'",
             'channel[1].path: found "/x", allowed: a path that no other channel has',
         ),
+        (
+            "[[channel]]\nname='a'\npath='/x/*'\nkind='device'",
+            'channel[0].kind: found "device", allowed: "agent" or "egd"',
+        ),
+        (
+            "[[channel]]\nname='a*'\npath='/x/*'",
+            'channel[0].name: found "a*", allowed: a name of letters',
+        ),
+        (
+            "[[channel]]\nname='a'\npath='*.netrng'",
+            'channel[0].path: found "*.netrng", allowed: an absolute path',
+        ),
+        (
+            "".join(f"[[channel]]\nname='a{n}'\npath='/{n}/*'\n" for n in range(MAX_PATTERNS + 1)),
+            f'channel[{MAX_PATTERNS}].path: found "/{MAX_PATTERNS}/*", allowed: at most {MAX_PATTERNS} paths',
+        ),
         ("a = 1\nb = ", "line 2, at the end: not TOML: "),
         ("a = 1\na = 2\n", "line 2, column 6: not TOML: "),
     ],
@@ -557,3 +574,25 @@ def test_several_sources(tmp_path: Path) -> None:
     places = [source.place for source in config.sources]
     assert places == ["/dev/hwrng", "/run/noise", "[::1]:7777", "/run/egd"]
     assert (config.policy, config.min_sources) == ("xor", 3)
+
+
+def test_wildcards_are_a_channels_alone(file: Path) -> None:
+    file.write_text(
+        """
+        control = "/run/*/hostd.sock"
+        [[channel]]
+        name = "pve"
+        path = "/run/qemu-server/*.netrng"
+        kind = "egd"
+        [[channel]]
+        name = "q"
+        path = "/run/vm-?"
+        [[channel]]
+        name = "plain"
+        path = "/run/vm-[1]"
+        """
+    )
+    loaded = load(str(file))
+    assert loaded.control == "/run/*/hostd.sock", "a star is a character like another there"
+    assert loaded.channels[0] == ChannelConfig("pve", "/run/qemu-server/*.netrng", "egd")
+    assert [channel.is_pattern for channel in loaded.channels] == [True, True, False]

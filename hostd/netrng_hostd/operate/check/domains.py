@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Union
@@ -22,10 +23,11 @@ from netrng_hostd.hypervisor.domain_xml import DomainXmlError, parse_live
 from netrng_hostd.operate.administer import command_line
 from netrng_hostd.operate.check.dom0 import XENSTORE_S, check_dom0
 from netrng_hostd.operate.check.finding import Finding, TooLate, note, problem, within
-from netrng_hostd.operate.check.sockets import check_domain, check_sockets
+from netrng_hostd.operate.check.sockets import check_domain, check_sockets, find_channels
 from netrng_hostd.operate.units import printable
 
 LIBVIRT_S = 10.0
+SCAN_S = 10.0  # of a folder's file system
 
 
 class Unread(NamedTuple):
@@ -90,6 +92,7 @@ def check_domains(
     list_them: ListDomains = list_domains,
     libvirt_s: float = LIBVIRT_S,
     xenstore_s: float = XENSTORE_S,
+    scan_s: float = SCAN_S,
 ) -> Iterator[Finding]:
     """Each URI and its domains, the sockets of the configuration, then what else runs on a Xen host."""
     if not (config.libvirt.uris or config.channels or config.serves):
@@ -102,7 +105,12 @@ def check_domains(
     # Streams also go to other hosts, whose domains' sockets have the same paths, and through tunnels.
     here = LOCAL_HOSTS if config.libvirt.transport == "socket" else ("",)
     near = (one for one in listings if (urlsplit(one.uri).hostname or "") in here)
-    yield from check_sockets(config.channels, [domain for one in near for domain in one.domains])
+    channels, notices = find_channels(config, scan_s)
+    yield from notices
+    yield from check_sockets(channels, [domain for one in near for domain in one.domains])
+    # To the patterns too, so that their names are not proposed for another.
+    patterns = tuple(channel for channel in config.channels if channel.is_pattern)
+    config = dataclasses.replace(config, channels=(*channels, *patterns))
     yield from check_dom0(config, _xen_ids(listings), xenstore_s)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from netrng_hostd.config import ChannelConfig, Config
+from netrng_hostd.discovery.globs import Scan, assign
+from netrng_hostd.discovery.sockets import scan
 from netrng_hostd.hypervisor import LiveChannel, LiveDomain
 from netrng_hostd.hypervisor.domain_xml import VIRTIO_RNG
 from netrng_hostd.operate.administer import command_line
-from netrng_hostd.operate.check.finding import Finding, note, problem
+from netrng_hostd.operate.check.finding import Finding, TooLate, note, problem, within
 from netrng_hostd.operate.units import printable
 
 
@@ -24,6 +27,32 @@ def check_domain(name: str, domain: LiveDomain, config: Config) -> Iterator[Find
             yield from _check_channel(name, domain.channel)
     elif domain.rng is None:
         yield note(f"{name} has no channel; give it one: {command_line('attach', name, domain.uri)}")
+
+
+def find_channels(config: Config, scan_s: float) -> tuple[list[ChannelConfig], list[Finding]]:
+    """The channels of the configuration as the daemon would find them now, and what is wrong with them."""
+    found: list[Finding] = []
+    scans: dict[ChannelConfig, Scan] = {}
+    for channel in config.channels:
+        if not channel.is_pattern:
+            continue
+        try:
+            scans[channel] = within(scan_s, partial(scan, channel.path))
+        except TooLate:
+            found.append(
+                problem(
+                    f"{channel.name}: no answer from the file system of {channel.path} in {scan_s:g} s; "
+                    "mend its mount, or name a folder on another"
+                )
+            )
+    channels, notices = assign(config.channels, scans, {})
+    found += [problem(notice.text) for notice in notices if notice.wrong]
+    found += [
+        note(f"{channel.name}: no socket matches {channel.path}; no VM is on, or none has such a chardev")
+        for channel, seen in scans.items()
+        if not seen.found and not seen.unread
+    ]
+    return list(channels.values()), found
 
 
 def check_sockets(channels: Iterable[ChannelConfig], domains: Iterable[LiveDomain]) -> Iterator[Finding]:
