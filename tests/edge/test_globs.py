@@ -170,6 +170,14 @@ def test_two_sockets_of_one_name() -> None:
     assert assign([config], {config: Scan(pair)}, served)[0] == served, "whose name it is keeps it"
 
 
+def test_a_name_stays_with_its_socket_when_an_earlier_pattern_would_give_it_to_another() -> None:
+    first, second = ChannelConfig("a", "/run/a/*.s"), ChannelConfig("a-b", "/run/b/*.s")
+    scans = {first: Scan((found("/run/a/b-c.s", "b-c"),)), second: Scan((found("/run/b/c.s", "c"),))}
+    served = {"a-b-c": ChannelConfig("a-b-c", "/run/b/c.s")}
+    assert assign([first, second], scans, served)[0] == served
+    assert assign([first, second], scans, {})[0] == {"a-b-c": ChannelConfig("a-b-c", "/run/a/b-c.s")}
+
+
 def test_a_configured_name_is_no_other_sockets() -> None:
     one = ChannelConfig("pve-101", "/elsewhere")
     scan = Scan((found("/run/qemu-server/101.netrng", "101"),))
@@ -228,6 +236,8 @@ def test_what_cannot_be_read_is_still_there() -> None:
     before = Scan((found("/run/a/1", "a-1"), found("/run/ab/1", "ab-1"), found("/run/b/1", "b-1")))
     after = Scan((found("/run/b/2", "b-2"),), (("/run/a", "input/output error"),))
     assert [one.path for one in carried(before, after).found] == ["/run/a/1", "/run/b/2"]
+    half = Scan((found("/run/a/1", "a-1"),), (("/run/a", "input/output error"),))
+    assert carried(before, half) == half, "each once"
     everything = Scan((), (("/", "input/output error"),))
     assert carried(before, everything).found == before.found
     assert carried(before, Scan()) == Scan()
