@@ -39,7 +39,7 @@ from netrng_hostd.hypervisor import (
 from netrng_hostd.hypervisor.connection import Connection
 from netrng_hostd.hypervisor.domain_xml import DomainXmlError
 from netrng_hostd.operate import check
-from netrng_hostd.operate.check import device, domains, host, upstream
+from netrng_hostd.operate.check import device, host, sockets, upstream
 from netrng_hostd.operate.check.device import check_source, holders
 from netrng_hostd.operate.check.domains import Unread, check_domains, list_domains
 from netrng_hostd.operate.check.finding import Finding, Job, TooLate, within
@@ -765,7 +765,7 @@ def test_what_is_wrong_with_a_patterns_sockets(listener: socket.socket) -> None:
 
 def test_a_pattern_on_a_file_system_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
-    monkeypatch.setattr(domains, "scan", lambda _: go_on.wait(20))
+    monkeypatch.setattr(sockets, "scan", lambda _: go_on.wait(20))
     pattern = config(channels=(ChannelConfig("pve", "/mnt/*.s"),))
     try:
         assert lines(check_domains(pattern, scan_s=0.05)) == [

@@ -23,6 +23,7 @@ from netrng_hostd.discovery.sockets import scan
 PAGE = (ROOT / "docs/proxmox.md").read_text()
 ARGS = [shlex.split(line) for line in re.findall(r"^args: (.*)$", PAGE, re.MULTILINE)]
 PLAIN = [shlex.split(line) for line in re.findall(r"^(qemu-system-x86_64 .*)$", PAGE, re.MULTILINE)]
+CHANNELS = re.findall(r"^\[\[channel\]\]\n(?:\w.*\n)+", PAGE, re.MULTILINE)
 PATHS = re.findall(r'^path = "(.*)"$', PAGE, re.MULTILINE)
 FOLDERS = ("/run/qemu-server/", "/run/qemu/")
 
@@ -77,6 +78,7 @@ def sockets_of(process: subprocess.Popen[bytes], folder: Path) -> list[Path]:
 
 def test_the_page_has_the_lines() -> None:
     assert (len(ARGS), len(PLAIN), len(PATHS)) == (2, 1, 2)
+    assert len(CHANNELS) == 2
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -98,27 +100,32 @@ def test_qemu_takes_the_plain_line(folder: Path) -> None:
         assert path.name == "101.netrng"
 
 
-def test_an_agent_behind_an_args_line_is_served(bed: Artefacts, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "name", "main", "counted"),
+    [
+        (0, "pve-101", f"exec python3 -I -S {AGENT} run {DRAIN}", "bytes_acked"),
+        (1, "rng-102", "exec dd if=/dev/hwrng of=/dev/null bs=64", "bytes_sent"),
+    ],
+)
+def test_a_vm_behind_an_args_line_is_served(
+    number: int, name: str, main: str, counted: str, bed: Artefacts, folder: Path
+) -> None:
     image = folder / "guest.cpio"
-    main = f"exec python3 -I -S {AGENT} run {DRAIN}"
     initramfs.extend(bed.initramfs, image, {AGENT: PYZ, "bed/main": main.encode()}, {})
+    channels = CHANNELS[number].replace(PATHS[number], moved(PATHS[number], folder))
     config = (
         '[libvirt]\nuris = []\n[[source]]\nname = "test"\nkind = "prng"\npath = "/dev/urandom"\n'
-        f'[[channel]]\nname = "pve"\npath = "{moved(PATHS[0], folder)}"\n'
-        '[[quota]]\nname = "mine"\nmatch = ["pve-101"]\nweight = 300\n'
+        f'{channels}[[quota]]\nname = "mine"\nmatch = ["{name}"]\nweight = 300\n'
     )
     with Hostd(folder, config).start() as hostd:
         assert hostd.status()["domains"] == []
         boot = ["-cpu", "max", "-m", "256", "-kernel", str(bed.kernel), "-initrd", str(image)]
         boot += ["-append", "console=ttyS0 panic=-1 quiet", "-serial", f"file:{folder}/console"]
         before = shlex.split(f"qemu-system-x86_64 {BARE} {MACHINES['pc']}")
-        with qemu(folder, *before, *boot, *ARGS[0]):
-            wait_for(
-                lambda: any(one["bytes_acked"] > 100_000 for one in hostd.status()["domains"]), "bytes", 270
-            )
-            served = hostd.domain("pve-101")
-            assert (served["channel"], served["quota"], served["weight"]) == (
-                f"{folder}/101.netrng", "mine", 300,
-            )  # fmt: skip
-        (folder / "101.netrng").unlink(missing_ok=True)  # a QEMU that is killed leaves it
+        with qemu(folder, *before, *boot, *ARGS[number]):
+            wait_for(lambda: any(one[counted] > 50_000 for one in hostd.status()["domains"]), "bytes", 270)
+            served = hostd.domain(name)
+            path = f"{folder}/{Path(PATHS[number]).name.replace('*', name[-3:])}"
+            assert (served["channel"], served["quota"], served["weight"]) == (path, "mine", 300)
+        Path(path).unlink(missing_ok=True)  # a QEMU that is killed leaves it
         wait_for(lambda: hostd.status()["domains"] == [], "the end of its channel")
