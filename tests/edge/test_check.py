@@ -39,7 +39,7 @@ from netrng_hostd.hypervisor import (
 from netrng_hostd.hypervisor.connection import Connection
 from netrng_hostd.hypervisor.domain_xml import DomainXmlError
 from netrng_hostd.operate import check
-from netrng_hostd.operate.check import device, host, sockets, upstream
+from netrng_hostd.operate.check import device, domains, host, sockets, upstream
 from netrng_hostd.operate.check.device import check_source, holders
 from netrng_hostd.operate.check.domains import Unread, check_domains, list_domains
 from netrng_hostd.operate.check.finding import Finding, Job, TooLate, within
