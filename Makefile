@@ -39,7 +39,7 @@ OF_BENCH := tests/core/test_simulation.py tests/core/test_gallery.py tests/edge/
 	tests/edge/test_bench_sources.py
 OF_NUMBERS := tests/core/test_blocktest.py tests/core/test_false_alarms.py
 OF_PROGRAMS := tests/edge/test_daemon.py tests/edge/test_several_sources.py tests/edge/test_main.py \
-	tests/edge/test_guest_main.py tests/edge/test_check_on_demand.py
+	tests/edge/test_guest_main.py tests/edge/test_check_on_demand.py tests/edge/test_egd_channel.py
 NOT_FAST := $(WITH_REAL) $(OF_BENCH) $(OF_NUMBERS) $(OF_PROGRAMS)
 PYTEST := .venv/bin/pytest -q -p no:cacheprovider
 WORKERS := $(shell echo $$((2 * $$(nproc))))  # many tests wait for something most of the time

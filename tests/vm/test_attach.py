@@ -3,11 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import socket
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,29 +36,6 @@ def administer_rng(command: str, vm: VM) -> str:
 def rng_sockets(vm: VM, flags: int = 0) -> list[str]:
     """Where its QEMU listens for who feeds a virtio-rng."""
     return re.findall(r"<source mode='bind' path='([^']*\.netrng)'/>", vm.domain.XMLDesc(flags))
-
-
-@contextlib.contextmanager
-def fed(path: str) -> Iterator[None]:
-    """Whatever asks there gets the letter x, as often as it likes."""
-    with socket.socket(socket.AF_UNIX) as server:
-        server.connect(path)
-
-        def serve() -> None:
-            server.sendall(
-                b"x" * 64
-            )  # what was asked for before is lost, and the guest waits for it for ever
-            while request := server.recv(2, socket.MSG_WAITALL):
-                assert request[0] == 2
-                server.sendall(b"x" * request[1])
-
-        with ThreadPoolExecutor(1) as pool:
-            serving = pool.submit(serve)
-            try:
-                yield
-            finally:
-                server.shutdown(socket.SHUT_RD)
-            serving.result()
 
 
 def wait_for_rngs(vm: VM, *names: str) -> None:
@@ -162,35 +135,45 @@ def test_without_a_controller_it_is_active_after_a_power_off(
         assert "Traceback" not in hostd.log
 
 
-def test_a_virtio_rng_is_plugged_in_and_out(boot_vm: BootVM) -> None:
-    """There, asking, in the guest and its host; and gone from both."""
-    kept = boot_vm("rng", channel=False, memory_mib=192, wait=False)
-    transient = boot_vm("rng-once", channel=False, memory_mib=192, wait=False, persistent=False)
-    for vm in (kept, transient):
-        vm.wait_up()
-        wait_for_rngs(vm)
-        said = administer_rng("attach", vm)
-        assert "virtio-rng added to the running domain, active now" in said
-        assert ("definition" in said) == (vm is kept)
-        assert ("transient" in said) == (vm is transient)
-        wait_for_rngs(vm, "virtio_rng.0")
-        (path,) = rng_sockets(vm)
-        assert path == str(vm.host.folder / f"c/libvirt/qemu/{vm.name}.netrng")
-        with fed(path):
-            assert vm.check("dd if=/dev/hwrng bs=64 count=2 2>/dev/null | tr -cd x | wc -c").split() == [
-                "128"
-            ]
-        assert "has the virtio-rng already" in administer_rng("attach", vm)
-    assert rng_sockets(kept, libvirt.VIR_DOMAIN_XML_INACTIVE) == rng_sockets(kept)
+def test_a_virtio_rng_is_plugged_in_and_out(
+    boot_vm: BootVM, libvirtd: PrivateLibvirtd, tmp_path: Path
+) -> None:
+    """There, asking, in the guest and its host, served; and gone from both."""
+    with make_hostd(tmp_path, libvirtd, "/dev/urandom") as hostd:
+        hostd.start()
+        kept = boot_vm("rng", channel=False, memory_mib=192, wait=False)
+        transient = boot_vm("rng-once", channel=False, memory_mib=192, wait=False, persistent=False)
+        for vm in (kept, transient):
+            vm.wait_up()
+        wait_without_channel(hostd, "rng", "rng-once")
+        for vm in (kept, transient):
+            wait_for_rngs(vm)
+            said = administer_rng("attach", vm)
+            assert "virtio-rng added to the running domain, active now" in said
+            assert ("definition" in said) == (vm is kept)
+            assert ("transient" in said) == (vm is transient)
+            wait_for_rngs(vm, "virtio_rng.0")
+            (path,) = rng_sockets(vm)
+            assert path == str(vm.host.folder / f"c/libvirt/qemu/{vm.name}.netrng")
+            assert vm.check("dd if=/dev/hwrng bs=64 count=20 2>/dev/null | wc -c").split() == ["1280"]
+            served = wait_for_state(hostd, vm, "open")
+            assert (served["kind"], served["channel"]) == ("virtio-rng", path)
+            assert served["bytes_sent"] >= 1280
+            assert "has the virtio-rng already" in administer_rng("attach", vm)
+        assert rng_sockets(kept, libvirt.VIR_DOMAIN_XML_INACTIVE) == rng_sockets(kept)
+        assert hostd.status()["without_channel"] == []
 
-    for vm in (kept, transient):
-        said = administer_rng("detach", vm)
-        assert "virtio-rng removed from the running domain" in said
-        assert ("definition" in said) == (vm is kept)
-        wait_for_rngs(vm)
-        assert rng_sockets(vm) == rng_sockets(vm, libvirt.VIR_DOMAIN_XML_INACTIVE) == []
-        assert "<rng" not in vm.domain.XMLDesc(0)
-        assert "has no virtio-rng" in administer_rng("detach", vm)
+        for vm in (kept, transient):
+            said = administer_rng("detach", vm)
+            assert "virtio-rng removed from the running domain" in said
+            assert ("definition" in said) == (vm is kept)
+            wait_for_rngs(vm)
+            assert rng_sockets(vm) == rng_sockets(vm, libvirt.VIR_DOMAIN_XML_INACTIVE) == []
+            assert "<rng" not in vm.domain.XMLDesc(0)
+            assert "has no virtio-rng" in administer_rng("detach", vm)
+        wait_without_channel(hostd, "rng", "rng-once")
+        assert hostd.status()["domains"] == []
+        assert "Traceback" not in hostd.log
 
 
 def test_a_vm_boots_with_a_virtio_rng_that_nobody_feeds(boot_vm: BootVM) -> None:
