@@ -56,6 +56,10 @@ class Serving:
         self.taken: list[bytes] = []  # by whomever, in this order
         self._counted = dict.fromkeys(RACKS, 0)
 
+    def wait_until_listening(self) -> None:
+        told = [f"serve:{name}: listening on {self.sockets}/{name}.egd" for name in RACKS]
+        wait_for(lambda: all(line in self.hostd.log for line in told), f"{told}, in {self.hostd.log_path}")
+
     def rows(self, key: str) -> dict[str, int]:
         """What each rack's row in the status says of this."""
         rows = {row["name"]: row for row in self.hostd.status()["domains"]}
@@ -80,9 +84,7 @@ def serving(folder: Path, sockets: Path, data: bytes) -> Iterator[Serving]:
     for name in RACKS:
         config += f'[[serve]]\nname = "{name}"\npath = "{sockets}/{name}.egd"\n'
     with fed_fifo(folder / "rng", data, RATE), Hostd(folder, config) as hostd:
-        hostd.start()
-        for name in RACKS:
-            wait_for((sockets / f"{name}.egd").is_socket, f"a socket for {name}, in {hostd.log!r}")
+        hostd.start(ready=False)
         yield Serving(hostd, sockets, data)
         assert hostd.process is not None
         assert hostd.process.poll() is not None or hostd.stop() == 0
@@ -104,6 +106,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         sockets = Path(name)
         sockets.chmod(0o755)  # as /run/netrng
         with serving(tmp_path_factory.mktemp("rng-1"), sockets, A) as daemon:
+            daemon.wait_until_listening()
             yield daemon
 
 
@@ -422,6 +425,8 @@ def pair(folder: Path, authority: Path, policy: str) -> Iterator[Pair]:
             ends[name] = stack.enter_context(contextlib.ExitStack())
             settings = {**AS_WHO_WE_ARE, **identity(here, name)}
             hosts[name] = ends[name].enter_context(rng_host(here, daemon, settings, signal.SIGKILL))
+        for host in hosts.values():  # which have started side by side
+            host.daemon.wait_until_listening()
         here = Path(shutil.copytree(authority, folder / "rack-1"))
         stack.enter_context(stunnel(both(here, hosts)))
         vm = Guest(here / "vm.sock")
