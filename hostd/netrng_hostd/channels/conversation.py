@@ -89,7 +89,8 @@ class Conversation:
         """Sends ``data`` as the session's next bytes and overwrites it; call it only for what is wanted."""
         frame = self.session.sample(data)
         self._inbound.sample_sent(len(data))
-        data[:] = bytes(len(data))
+        if frame is not data:  # else the link overwrites it, once it is sent
+            data[:] = bytes(len(data))
         self.link.send(frame)
         self._sample_waits = self.link.sending
         self.speak()

@@ -34,11 +34,15 @@ LOST_REQUEST = 64  # bytes: what Linux's virtio-rng driver asks for at a time
 SOON_NS = 250_000_000  # for command 1; an answer at once would find nothing wherever others ask as well
 MAX_ASKS = 256  # that may wait, those added up counting as one
 MAX_OUTPUT = 4096  # bytes of answers without entropy that may wait for the asker to read
+_RUN_OF = bytes((WAITING,))
+_GRANTED = Granted()
 
 
 @dataclass
 class _Ask:
-    """One request, or several of command 2; ``n_bytes`` are still to be given."""
+    """One request, or several of command 2, that others are answered before."""
+
+    __slots__ = ("command", "due_ns", "n_bytes")
 
     command: int
     n_bytes: int
@@ -48,7 +52,9 @@ class _Ask:
 class EgdSession:
     """What is spoken on one channel, one connection after another; the same shape as HostSession.
 
-    ``available`` tells how many bytes there are to be had. ``commands``: those that this asker may use.
+    ``available`` tells how many bytes there are to be had. ``unasked`` ones count as asked for when a
+    connection begins. ``commands``: those that this asker may use, of
+    which WAITING always is one.
     """
 
     acknowledges = False
@@ -66,94 +72,85 @@ class EgdSession:
         self.state = CLOSED
         self.sent = 0
         self.last_heard_ns: int | None = None
+        self.wanted = 0  # bytes that the next sample may hold: what the request in front still asks for
+        self.next_tick_ns: int | None = None  # when that is command 1: when ``tick`` answers it with nothing
+        self._behind: deque[_Ask] = deque()
         self._available = available
         self._process_id = str(process_id).encode()
         self._unasked = unasked
         self._lengths = {command: _LENGTHS[command] for command in commands}
-        self._to_free = 0  # of ``unasked``, not given yet on this connection
-        self._asks: deque[_Ask] = deque()
         self._partial = b""  # a command that has not come whole
         self._pushed = 0  # bytes to throw away
         self._output = bytearray()
-
-    @property
-    def wanted(self) -> int:
-        """Bytes that the next sample may hold."""
-        return self._to_free or (self._asks[0].n_bytes if self._asks else 0)
-
-    @property
-    def next_tick_ns(self) -> int | None:
-        """When ``tick`` has something to do, or None."""
-        if self._asks and self._asks[0].command == AVAILABLE:
-            return self._asks[0].due_ns
-        return None
 
     def renew(self, now_ns: int) -> list[Event]:
         """A new connection."""
         self.close("", now_ns)
         self.state = OPEN
-        self._to_free = self._unasked
-        return [Granted()]
+        self.wanted = self._unasked
+        return [_GRANTED]
 
     def close(self, reason: str, now_ns: int) -> list[Event]:
         """The end, until ``renew``: what was asked for is forgotten.  EGD has no word for it."""
         self.state = CLOSED
         self.last_heard_ns = None
-        self.sent = self._to_free = self._pushed = 0
-        self._asks.clear()
+        self.sent = self.wanted = self._pushed = 0
+        self.next_tick_ns = None
+        self._behind.clear()
         self._partial = b""
         self._output.clear()
         return []
 
     def sample(self, data: bytearray) -> bytearray:
-        """The answer that carries ``data``, which the caller overwrites, as it does the answer.
+        """The answer that carries ``data``, mostly ``data`` itself; the caller overwrites both.
 
         Raises ValueError on more than is wanted.
         """
-        if not 0 < len(data) <= self.wanted:
-            raise ValueError(f"{len(data)} bytes, {self.wanted} wanted")
-        self.sent += len(data)
-        answer = bytearray(data)
-        if self._to_free:
-            self._to_free -= len(data)
-        elif self._asks[0].command == AVAILABLE:
-            answer.insert(0, len(data))
-            self._asks.popleft()
+        n_bytes = len(data)
+        if not 0 < n_bytes <= self.wanted:
+            raise ValueError(f"{n_bytes} bytes, {self.wanted} wanted")
+        self.sent += n_bytes
+        answer = data
+        if self.next_tick_ns is None:
+            self.wanted -= n_bytes
         else:
-            self._asks[0].n_bytes -= len(data)
-            if not self._asks[0].n_bytes:
-                self._asks.popleft()
-        if self._asks:
-            self._answer_without(0)
+            answer = bytearray((n_bytes,))
+            answer += data
+            self._answered()
+        if self._behind:
+            self._go_on(0)
         return answer
 
     def take_output(self) -> bytes:
         """The answers to write now; b"" if none."""
+        if not self._output:
+            return b""
         output = bytes(self._output)
         self._output.clear()
         return output
 
     def tick(self, now_ns: int) -> list[Event]:
         """Command 1 has waited long enough."""
-        self._answer_without(now_ns)
-        return [Granted()]
+        self._go_on(now_ns)
+        return [_GRANTED]
 
     def receive(self, untrusted_data: wire.Buffer, now_ns: int) -> list[Event]:
         """What the asker's bytes mean.  Raises on no input."""
         if self.state != OPEN:
             return []
-        events: list[Event] = [] if self.last_heard_ns else [Opened(b"", 0)]
+        events: list[Event] = [_GRANTED] if self.last_heard_ns else [Opened(b"", 0), _GRANTED]
         self.last_heard_ns = now_ns
         data = self._partial + bytes(untrusted_data)
         self._partial = b""
         wrong = self._parse(data, now_ns + SOON_NS)
-        self._answer_without(now_ns)
-        if len(self._asks) > MAX_ASKS or len(self._output) > MAX_OUTPUT:
-            wrong = wrong or "it asks and asks, and does not take the answers"
+        if self._behind or self.next_tick_ns is not None:
+            self._go_on(now_ns)
+            if len(self._behind) > MAX_ASKS or len(self._output) > MAX_OUTPUT:
+                wrong = wrong or "it asks and asks, and does not take the answers"
         if wrong:
             self.close(wrong, now_ns)
             return [Broken(wrong)]
-        return [*events, Granted()]
+        return events
 
     def _parse(self, data: bytes, due_ns: int) -> str:
         """What is wrong with it, "" if nothing."""
@@ -165,39 +162,46 @@ class EgdSession:
                 place += thrown
                 continue
             command = data[place]
+            if command == WAITING and end - place > 1:
+                # A whole run of them: one at a time would be slow.
+                commands = data[place::2]
+                run_end = place + 2 * (len(commands) - len(commands.lstrip(_RUN_OF)))
+                if run_end > end:
+                    run_end -= 2  # the last one has not come whole
+                self._wait_for(sum(data[place + 1 : run_end : 2]))
+                place = run_end
+                continue
             length = self._lengths.get(command)
             if length is None:
                 return f"0x{command:02x} is no command"
             if end - place < length:
                 self._partial = data[place:]
                 break
-            if command == WAITING:
-                place = self._take_waiting(data, place)
-                continue
             if command == PUSH:
                 self._pushed = data[place + 3]
             else:
-                self._asks.append(_Ask(command, data[place + 1] if length > 1 else 0, due_ns))
-                if len(self._asks) > MAX_ASKS:
+                self._behind.append(_Ask(command, data[place + 1] if length > 1 else 0, due_ns))
+                if len(self._behind) > MAX_ASKS:
                     break
             place += length
         return ""
 
-    def _take_waiting(self, data: bytes, place: int) -> int:
-        """All requests of command 2 from ``place`` on; where they end.  One at a time would be slow."""
-        commands = data[place::2]
-        count = min(len(commands) - len(commands.lstrip(b"\x02")), (len(data) - place) // 2)
-        n_bytes = sum(data[place + 1 : place + 2 * count : 2])
-        if self._asks and self._asks[-1].command == WAITING:
-            self._asks[-1].n_bytes += n_bytes
-        elif n_bytes:
-            self._asks.append(_Ask(WAITING, n_bytes, 0))
-        return place + 2 * count
+    def _wait_for(self, n_bytes: int) -> None:
+        """One request of command 2, or several."""
+        if not self._behind and self.next_tick_ns is None:
+            self.wanted += n_bytes
+        elif self._behind and self._behind[-1].command == WAITING:
+            self._behind[-1].n_bytes += n_bytes
+        else:
+            self._behind.append(_Ask(WAITING, n_bytes, 0))
 
-    def _answer_without(self, now_ns: int) -> None:
-        """Answers those in front that take no entropy, or have waited in vain."""
-        while self._asks and not self._to_free:
-            ask = self._asks[0]
+    def _go_on(self, now_ns: int) -> None:
+        """Answers what takes no entropy, or has waited in vain, up to a request that has to wait."""
+        if self.next_tick_ns is not None and self.next_tick_ns <= now_ns:
+            self._output.append(0)
+            self._answered()
+        while self._behind and not self.wanted:
+            ask = self._behind.popleft()
             if ask.command == COUNT:
                 self._output += struct.pack(">I", min(8 * self._available(), 0xFFFFFFFF))
             elif ask.command == PROCESS:
@@ -205,5 +209,9 @@ class EgdSession:
             elif ask.command == AVAILABLE and (ask.due_ns <= now_ns or not ask.n_bytes):
                 self._output.append(0)
             else:
-                return
-            self._asks.popleft()
+                self.wanted = ask.n_bytes
+                self.next_tick_ns = ask.due_ns if ask.command == AVAILABLE else None
+
+    def _answered(self) -> None:
+        """The request in front, command 1."""
+        self.wanted, self.next_tick_ns = 0, None

@@ -96,15 +96,18 @@ class Link:
         while self._pending and self._sock is not None:
             frame = self._pending[0]
             try:
-                with memoryview(frame) as view, view[self._offset :] as rest:
-                    self._offset += self._sock.send(rest)
+                if self._offset:
+                    with memoryview(frame) as view, view[self._offset :] as rest:
+                        self._offset += self._sock.send(rest)
+                else:
+                    self._offset = self._sock.send(frame)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
                 self.close(f"write failed: {error.strerror or error}")
                 return
             if self._offset == len(frame):
-                frame[:] = bytes(len(frame))
+                frame[:] = bytearray(len(frame))  # of bytes() a copy would be made first
                 self._pending.popleft()
                 self._offset = 0
 
