@@ -60,6 +60,8 @@ class Dispatcher:
         self.seeds: dict[str, int] = {}  # seeds begun, per domain
         self._uuid_of: dict[Outlet, str] = {}
         self._channels: dict[str, list[Outlet]] = {}
+        self._changed: set[str] = set()  # whose channels may want something else than the scheduler knows
+        self._pumping = False
         self._pump_due: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
@@ -69,6 +71,7 @@ class Dispatcher:
 
         Call it about twice a second.
         """
+        self._tell_wants(time.monotonic_ns())
         scheduler = self.scheduler
         size = sample_size(rate, scheduler.askers, scheduler.sample_size, max_sample)
         if size != scheduler.sample_size:
@@ -96,11 +99,13 @@ class Dispatcher:
         channels.remove(channel)
         if not any(other.acknowledges == channel.acknowledges for other in channels):
             self.ledger.forget(account(uuid, channel.acknowledges))
-        now_ns = time.monotonic_ns()
         if channels:
-            self._tell_want(uuid, now_ns)
+            self._changed.add(uuid)
+            self._pump_soon()
             return
         del self._channels[uuid]
+        self._changed.discard(uuid)
+        now_ns = time.monotonic_ns()
         self.scheduler.want(uuid, 0, 0, now_ns)
         self.scheduler.forget(uuid, now_ns)
         self.seeds.pop(uuid, None)
@@ -116,7 +121,7 @@ class Dispatcher:
     def wants_changed(self, channel: Outlet) -> None:
         uuid = self._uuid_of.get(channel)
         if uuid is not None:
-            self._tell_want(uuid, time.monotonic_ns())
+            self._changed.add(uuid)
             self._pump_soon()
 
     def acked(self, channel: Outlet, n_bytes: int) -> None:
@@ -154,16 +159,19 @@ class Dispatcher:
                 found = channel, seed, body
         return found
 
-    def _tell_want(self, uuid: str, now_ns: int) -> None:
-        _, seed, body = self._serving(uuid)
-        self.scheduler.want(uuid, seed, body, now_ns)
+    def _tell_wants(self, now_ns: int) -> None:
+        """Once for all that was heard since the last time: often that is several words of one domain."""
+        for uuid in self._changed:
+            _, seed, body = self._serving(uuid)
+            self.scheduler.want(uuid, seed, body, now_ns)
+        self._changed.clear()
 
     def _destroy_unsent(self) -> None:
         for channel in list(self._uuid_of):
             channel.destroy_unsent()
 
     def _pump_soon(self) -> None:
-        if self._pump_due is None:
+        if self._pump_due is None and not self._pumping:
             self._pump_due = asyncio.get_running_loop().call_soon(self._pump)
 
     def _pump(self) -> None:
@@ -172,15 +180,20 @@ class Dispatcher:
             self._pump_due.cancel()
             self._pump_due = None
         now_ns = time.monotonic_ns()  # once: to ask is a system call under Xen
-        for _ in range(BATCH):
-            if not self._send_one(now_ns):
-                self._wake_when_due(now_ns)
-                break
-        else:
+        self._pumping = True
+        try:
+            more = all(self._send_one(now_ns) for _ in range(BATCH))
+        finally:
+            self._pumping = False
+        if more:
             self._pump_soon()
+        else:
+            self._wake_when_due(now_ns)
         self.supply.allow()
 
     def _send_one(self, now_ns: int) -> bool:
+        if self._changed:
+            self._tell_wants(now_ns)
         if self._stopped or self.supply.withheld:
             return False
         reservoir = self.reservoir
@@ -206,7 +219,7 @@ class Dispatcher:
         turns.append(channel)
         channel.send_sample(sample)
         if pick.uuid in self._channels:
-            self._tell_want(pick.uuid, now_ns)
+            self._changed.add(pick.uuid)
         return True
 
     def _wake_when_due(self, now_ns: int) -> None:

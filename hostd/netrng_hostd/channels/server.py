@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """[[serve]]: a UNIX socket whose clients speak EGD.  To the dispatcher it is one channel of one domain.
 
-So all its clients together have one quota; among themselves they take turns, a sample each.
+So all its clients together have one quota.  A sample is for those who have waited longest, as far as it goes:
+each is given what it has asked for, and then it is the others' turn.
 
 States, as in `status`:
 
@@ -66,7 +67,8 @@ class EgdServer:
         self._listener: socket.socket | None = None
         self._inode: tuple[int, int] | None = None  # of the socket's file: another's is not ours to remove
         self._clients: dict[EgdSession, Conversation] = {}
-        self._asking: dict[EgdSession, Conversation] = {}  # in turn
+        self._asking: dict[EgdSession, int] = {}  # what they may be sent now, in bytes; in turn
+        self._asked = 0  # by all of them together
         self._accept_timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._flooded = False
@@ -82,18 +84,21 @@ class EgdServer:
 
     @property
     def wanted(self) -> tuple[int, int]:
-        """(0, body): bytes that the client whose turn it is may be sent now.  EGD knows no seeds."""
-        for talk in self._asking.values():
-            return talk.wanted
-        return 0, 0
+        """(0, body): bytes that the clients may be sent now, together.  EGD knows no seeds."""
+        return 0, self._asked
 
     def send_sample(self, data: bytearray) -> None:
-        """To the client whose turn it is; overwrites ``data``."""
-        session, talk = next(iter(self._asking.items()))
-        del self._asking[session]
+        """To the clients whose turn it is; overwrites ``data``."""
         self.sent += len(data)
-        talk.send_sample(data)
-        self._place(session)
+        place = 0
+        while place < len(data) and self._asking:
+            session, n_bytes = next(iter(self._asking.items()))
+            part = data[place : place + n_bytes]
+            place += len(part)
+            self._asked -= self._asking.pop(session)
+            self._clients[session].send_sample(part)
+            self._line_up(session)
+        data[:] = bytes(len(data))
 
     def destroy_unsent(self) -> None:
         """The source has failed: what the kernel has not taken yet of a sample is not sent any more."""
@@ -231,12 +236,18 @@ class EgdServer:
 
     def _place(self, session: EgdSession) -> None:
         """In the line of those who ask, or out of it; tells the dispatcher."""
-        talk = self._clients.get(session)
-        if talk is None or not talk.wanted[1]:
-            self._asking.pop(session, None)
-        else:
-            self._asking.setdefault(session, talk)
+        self._line_up(session)
         self._wants_changed(self)
+
+    def _line_up(self, session: EgdSession) -> None:
+        talk = self._clients.get(session)
+        n_bytes = 0 if talk is None else talk.wanted[1]
+        before = self._asking.get(session, 0)
+        if n_bytes:
+            self._asking[session] = n_bytes  # where it is in the line already
+        elif before:
+            del self._asking[session]
+        self._asked += n_bytes - before
 
     def _flood(self) -> None:
         if not self._flooded:
