@@ -3,7 +3,7 @@ PY := .venv/bin/python
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help venv lint demo test setup-vm test-fast test-rest test-vm test-xen coverage bench bench-fairness bench-sources bench-xen gallery pictures guest clean
+.PHONY: help venv lint demo test setup-vm test-fast test-rest test-vm test-xen coverage bench bench-fairness bench-sources bench-egd bench-xen gallery pictures guest clean
 help:            ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -36,7 +36,7 @@ WITH_REAL := tests/edge/test_hypervisor_stream.py tests/edge/test_attach.py test
 # Nor are those of the benchmarks, those that compute distributions or feed tens of megabytes, and those that
 # start whole daemons, agents and commands.
 OF_BENCH := tests/core/test_simulation.py tests/core/test_gallery.py tests/edge/test_bench_ends.py \
-	tests/edge/test_bench_sources.py
+	tests/edge/test_bench_sources.py tests/edge/test_bench_egd.py
 OF_NUMBERS := tests/core/test_blocktest.py tests/core/test_false_alarms.py
 OF_PROGRAMS := tests/edge/test_daemon.py tests/edge/test_several_sources.py tests/edge/test_main.py \
 	tests/edge/test_guest_main.py tests/edge/test_check_on_demand.py tests/edge/test_egd_channel.py
@@ -73,6 +73,9 @@ bench-fairness: venv  ## the quotas' promises, measured on the real daemon, a li
 
 bench-sources: venv guest setup-vm  ## two sources and real VMs, one source goes bad, or both, a line each; three minutes
 	@PYTHONPATH=hostd:guest $(PY) -m bench.sources
+
+bench-egd: venv   ## how fast EGD is spoken, beside a plain server, a line each; two minutes
+	@PYTHONPATH=hostd:guest $(PY) -m bench.egd
 
 bench-xen: venv guest setup-vm  ## netrng's throughput over a Xen console, beside what the console carries; three minutes
 	@scripts/setup xen
