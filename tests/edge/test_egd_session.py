@@ -155,6 +155,22 @@ def test_several_requests_are_one_sample() -> None:
     assert session.wanted == 8 * 255 + 1
 
 
+def test_requests_behind_another_one_are_added_up_and_wait() -> None:
+    session = EgdSession(lambda: MANY)
+    session.renew(NOW_NS)
+    session.receive(b"\x01\x05", NOW_NS)
+    for _ in range(2 * egd.MAX_ASKS):
+        assert session.receive(b"\x02\x03", NOW_NS)[-1] == Granted()
+        assert session.wanted == 5, "of command 1"
+    assert session.sample(bytearray(5)) == b"\x05" + bytes(5)
+    assert session.wanted == 2 * egd.MAX_ASKS * 3
+
+
+def test_many_requests_in_one_read_are_all_answered() -> None:
+    peer = Peer().hears(b"\x00" * (2 * egd.MAX_ASKS) + b"\x02\x03")
+    assert peer.said == (8 * MANY).to_bytes(4, "big") * (2 * egd.MAX_ASKS) + stream(3)
+
+
 def test_what_is_pushed_is_thrown_away() -> None:
     pushed = b"\x03\x00\x08\x04" + b"\x02\x09\x02\x09"
     assert Peer().hears(pushed).said == b""

@@ -181,8 +181,6 @@ class EgdSession:
                 self._pushed = data[place + 3]
             else:
                 self._behind.append(_Ask(command, data[place + 1] if length > 1 else 0, due_ns))
-                if len(self._behind) > MAX_ASKS:
-                    break
             place += length
         return ""
 
