@@ -315,7 +315,7 @@ def test_a_source_that_gives_little_changes_no_more_than_the_counts_of_command_1
     assert peer.session.sent == len(taken)
 
 
-@given(conversations, st.integers(1, 300))
+@given(conversations, st.integers(1, 9))
 def test_what_was_not_answered_yet_does_not_depend_on_chopping(commands: list[bytes], size: int) -> None:
     """An asker that is served late gets what one gets that is served at once."""
     data = b"".join(commands)
