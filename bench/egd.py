@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.edge.rig import ENVIRONMENT
+from tests.edge.rig import ENVIRONMENT, wait_for
 
 from bench.egd_clients import Clients
 from bench.egd_servers import READY
@@ -113,6 +113,7 @@ def servers(place: Path) -> Iterator[dict[str, int]]:
         hostd = stack.enter_context(Hostd(place, _DAEMON.format(path=_socket(place, DAEMON)))).start()
         assert hostd.process is not None
         pids[DAEMON] = hostd.process.pid
+        wait_for(lambda: "listening on" in hostd.log, "the daemon listens")
         with Clients(_socket(place, DAEMON), 1, 8) as clients:
             clients.take(WARM_S)
         yield pids
