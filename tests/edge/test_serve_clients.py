@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who comes to a [[serve]] of a real netrng-hostd: other people's EGD clients, and some that misbehave.
+
+EntropyBroker and ekeyd-egd-linux are Debian's, unpacked into the cache and never installed.  What they did:
+
+eb_server_egd (EntropyBroker 2.9)  asks with command 1 alone, for what its buffer of 4096 bytes lacks, at most
+    255; takes answers that are shorter; and writes the 4096 bytes out, or gives them to its broker, each
+    interval (-b).
+ekeyd-egd-linux 1.1.5  connects over TCP and polls /dev/random for POLLOUT before it asks.  Since Linux 5.18
+    the kernel says POLLOUT only until its pool is initialised once (random_poll() in drivers/char/random.c):
+    from then on it is connected, is given nothing, since it asks for nothing, and does nothing.  Where it is
+    told POLLOUT it asks with command 2, `-b` times for 128 bytes, and credits what comes piece by piece.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bed import entropy_broker
+from bed.packages import package
+from tests.edge.egd_ends import (
+    Asker,
+    askers,
+    connected,
+    received,
+    relay,
+    section,
+    tcp_listener,
+    unix_listener,
+)
+from tests.edge.rig import PATIENCE_S, Guest, Hostd, fed_fifo, wait_for
+from tests.streams import assert_disjoint, stream
+
+LOOPBACK = entropy_broker.loopback()
+DATA = stream(8_000_000)
+RATE = 150_000  # bytes per second of the source
+SCARCE = 20_000
+
+
+def config(folder: Path, *names: str, more: str = "") -> str:
+    source = f'[[source]]\nname = "test"\nkind = "prng"\npath = "{folder}/fifo"\n'
+    return "[libvirt]\nuris = []\n" + more + source + "".join(section(name, folder) for name in names)
+
+
+def channel(name: str, folder: Path) -> str:
+    return f'[[channel]]\nname = "{name}"\npath = "{folder / name}.sock"\n'
+
+
+def quota(match: str, **settings: str | int) -> str:
+    lines = "".join(f"{key} = {value!r}\n" for key, value in settings.items())
+    return f'[[quota]]\nname = "{match.replace(":", "-")}"\nmatch = ["{match}"]\n{lines}'
+
+
+def served(hostd: Hostd, name: str) -> dict[str, Any]:
+    return hostd.domain(f"serve:{name}")
+
+
+def wait_until_listening(hostd: Hostd, *names: str) -> None:
+    for name in names:
+        wait_for(functools.partial(_listens, hostd, name), f"{name} listens")
+
+
+def _listens(hostd: Hostd, name: str) -> bool:
+    return bool(served(hostd, name)["state"] == "listening")
+
+
+@contextlib.contextmanager
+def running(folder: Path, *names: str, rate: int = RATE, more: str = "") -> Iterator[Hostd]:
+    """A daemon that serves them all; at the end its books have to be right."""
+    with fed_fifo(folder / "fifo", DATA, rate), Hostd(folder, config(folder, *names, more=more)) as hostd:
+        hostd.start()
+        wait_until_listening(hostd, *names)
+        yield hostd
+        assert hostd.status()["ledger_ok"]
+        assert hostd.stop() == 0
+        assert "Traceback" not in hostd.log and "ERROR" not in hostd.log
+
+
+def assert_from_the_source(*pieces: bytes) -> None:
+    """All of it, and nothing twice; a few bytes where two parts of the stream meet cannot be told."""
+    assert assert_disjoint(DATA, pieces) > 0.99 * sum(map(len, pieces))
+
+
+def egd(folder: Path, name: str) -> Path:
+    return folder / f"{name}.egd"
+
+
+# EntropyBroker
+
+
+@contextlib.contextmanager
+def eb_server_egd(folder: Path, path: Path) -> Iterator[Path]:
+    """The file that it writes into."""
+    password, out = folder / "password", folder / "eb.out"
+    password.touch(0o600)
+    password.write_text("of\nnobody\n")  # it wants one, and a mode, without a broker as well
+    own = ("-n", "-P", str(folder / "eb.pid"), "-X", str(password), "-a", "1000", "-b", "1")
+    command = [entropy_broker.program("eb_server_egd"), *own, "-d", str(path), "-o", str(out)]
+    with (folder / "eb.log").open("wb") as log, subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+    ) as process:
+        try:
+            yield out
+            assert process.poll() is None, (folder / "eb.log").read_text()
+        finally:
+            process.kill()
+
+
+def answers(said: bytes) -> tuple[list[int], bytes]:
+    """To command 1: how long each was, and all their bytes."""
+    lengths, data, place = [], bytearray(), 0
+    while place < len(said):
+        lengths.append(said[place])
+        data += said[place + 1 : place + 1 + said[place]]
+        place += 1 + said[place]
+    return lengths, bytes(data)
+
+
+def test_entropy_brokers_egd_client(tmp_path: Path) -> None:
+    """Beside another client there, and one of another [[serve]]."""
+    with running(tmp_path, "a", "b") as hostd:
+        with askers(egd(tmp_path, "a"), egd(tmp_path, "b")) as others, relay(
+            egd(tmp_path, "a"), unix_listener(tmp_path / "relay")
+        ) as between, eb_server_egd(tmp_path, tmp_path / "relay") as out:
+            wait_for(lambda: out.exists() and out.stat().st_size >= 4096, "a buffer full")
+            wait_for(lambda: all(len(other.taken) > 2000 for other in others), "the others served")
+            written = out.read_bytes()
+        commands = bytes(between.asked)
+        assert set(commands[::2]) == {1}, commands
+        _, got = answers(bytes(between.answered))
+        assert got.startswith(written)
+        assert_from_the_source(got, *(bytes(other.taken) for other in others))
+        # What was in a socket when its reader left counts as sent: EGD knows no better.
+        sent = served(hostd, "a")["bytes_sent"]
+        here = len(got) + len(others[0].taken)
+        assert here <= sent <= here + 2 * 65536
+        assert served(hostd, "a")["bytes_acked"] is None
+
+
+def test_entropy_brokers_egd_client_goes_on_after_empty_answers(tmp_path: Path) -> None:
+    """Which it gets where its [[serve]] may give little, and another client there asks as well."""
+    little = quota("serve:a", limit=200, burst=64)
+    with running(tmp_path, "a", more=little), askers(egd(tmp_path, "a")) as (other,), relay(
+        egd(tmp_path, "a"), unix_listener(tmp_path / "relay")
+    ) as between, eb_server_egd(tmp_path, tmp_path / "relay"):
+
+        def went_on() -> bool:
+            lengths, _ = answers(bytes(between.answered))
+            return any(lengths[lengths.index(0) :]) if 0 in lengths else False
+
+        wait_for(went_on, "an empty answer, and one that is not")
+        _, got = answers(bytes(between.answered))
+        assert_from_the_source(got, bytes(other.taken))
+
+
+def test_the_counts_of_one_who_waits_for_its_answers_fit_to_a_byte(tmp_path: Path) -> None:
+    with running(tmp_path, "a") as hostd, contextlib.closing(connected(egd(tmp_path, "a"))) as sock:
+        got = b""
+        for n_bytes in (1, 32, 255, 255):
+            sock.sendall(bytes((2, n_bytes)))
+            got += received(sock, n_bytes)
+        sock.sendall(b"\x01\xff")
+        (count,) = received(sock, 1)
+        got += received(sock, count)
+        sock.sendall(b"\x00\x04")
+        received(sock, 4)
+        (length,) = received(sock, 1)
+        assert hostd.process is not None and int(received(sock, length)) == hostd.process.pid
+        row = served(hostd, "a")
+        assert (row["bytes_sent"], row["clients"], row["kind"]) == (len(got), 1, "serve")
+        assert_from_the_source(got)
+
+
+# ekeyd-egd-linux
+
+BLOCKS, BLOCK = 3, 128  # what it asks for at a time
+
+
+@contextlib.contextmanager
+def ekeyd_egd_linux(folder: Path, port: int, *before: str) -> Iterator[Path]:
+    """What strace says of it; ``before``: a command that runs strace."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may open /dev/random as ekeyd-egd-linux does, to credit it; run as root")
+    if shutil.which("strace") is None:
+        pytest.skip("no strace; run scripts/setup vm")
+    said = folder / "ekeyd.strace"
+    program = package("ekeyd-egd-linux") / "usr" / "sbin" / "ekeyd-egd-linux"
+    looking = ("strace", "-o", said, "-xx", "-s", "1024", "-e", "trace=poll,ioctl,write")
+    injected = ("-e", "inject=ioctl:retval=0") if before else ()
+    process = subprocess.Popen(
+        [*before, *looking, *injected, program, "-H", LOOPBACK, "-p", str(port), "-b", str(BLOCKS)],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield said
+        assert process.poll() is None, said.read_text()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def is_told_to_write() -> bool:
+    """Whether this kernel's /dev/random asks for entropy now."""
+    fd = os.open("/dev/random", os.O_RDWR)
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLOUT)
+        return bool(poll.poll(0))
+    finally:
+        os.close(fd)
+
+
+def test_ekeyd_egd_linux_connects_and_asks_for_nothing_on_a_kernel_that_lacks_nothing(tmp_path: Path) -> None:
+    """See above: not a fault of either end, and nothing that a server of EGD could change."""
+    if os.geteuid() == 0 and is_told_to_write():
+        pytest.skip("a kernel from before 5.18, or one whose pool is not initialised yet")
+    with running(tmp_path, "a") as hostd, relay(
+        egd(tmp_path, "a"), listener := tcp_listener(LOOPBACK)
+    ) as between, ekeyd_egd_linux(tmp_path, listener.getsockname()[1]) as said:
+        waits = r"poll\(\[\{fd=\d+, events=POLLOUT\}, \{fd=\d+, events=POLLIN\}\], 2, -1$"
+        wait_for(lambda: said.exists() and re.search(waits, said.read_text()), "it waits for the kernel")
+        wait_for(lambda: served(hostd, "a")["clients"] == 1, "it is connected")
+        with askers(egd(tmp_path, "a")) as (other,):
+            wait_for(lambda: len(other.taken) > 20_000, "another served meanwhile")
+        assert not between.asked and not between.answered
+        assert "write" not in said.read_text()
+
+
+def test_ekeyd_egd_linux_credits_what_the_daemon_gives_where_it_is_told_to(tmp_path: Path) -> None:
+    """A FIFO, into which one may always write, is bound over /dev/random, for this process alone.
+
+    So it asks as it did on kernels before 5.18.  The ioctl RNDADDENTROPY, which a FIFO does not know, is
+    strace's to answer: what it is called with is what the kernel would have been given.
+    """
+    os.mkfifo(tmp_path / "random")
+    bind = ("unshare", "-m", "sh", "-c", f'mount --bind {tmp_path}/random /dev/random && exec "$0" "$@"')
+    with running(tmp_path, "a") as hostd, relay(
+        egd(tmp_path, "a"), listener := tcp_listener(LOOPBACK)
+    ) as between, ekeyd_egd_linux(tmp_path, listener.getsockname()[1], *bind) as said:
+        with askers(egd(tmp_path, "a")) as (other,):
+            wait_for(lambda: len(between.answered) >= 3 * BLOCKS * BLOCK, "three times what it asks for")
+            wait_for(lambda: credited(said).startswith(between.answered[:BLOCK]), "it is credited")
+            wait_for(lambda: len(other.taken) > 2000, "another served")
+        got = bytes(between.answered)
+        pairs = between.asked[: len(between.asked) // 2 * 2]
+        assert bytes(pairs) == bytes((2, BLOCK)) * (len(pairs) // 2)
+        assert len(got) <= len(pairs) // 2 * BLOCK + BLOCK
+        assert served(hostd, "a")["clients"] >= 1
+        wait_for(lambda: credited(said)[: len(got)] == got, "all of it credited")
+        assert_from_the_source(got, bytes(other.taken))
+
+
+def credited(said: Path) -> bytes:
+    """What RNDADDENTROPY was called with, in all."""
+    call = r'RNDADDENTROPY, \{entropy_count=\d+, buf_size=\d+, buf="((?:\\x..)*)"'
+    calls = re.findall(call, said.read_text())
+    return bytes.fromhex("".join(calls).replace("\\x", ""))
+
+
+# Quotas
+
+
+def test_a_limit_holds_for_all_clients_of_a_serve_together(tmp_path: Path) -> None:
+    """At each moment from the first connection on, whatever the machine does: it can only be later."""
+    limit, burst = 4_000, 1_024
+    with running(tmp_path, "a", "b", more=quota("serve:a", limit=limit, burst=burst)) as hostd:
+        begun = time.monotonic()
+        with askers(*[egd(tmp_path, "a")] * 4, egd(tmp_path, "b")) as (*limited, free):
+
+            def enough() -> bool:
+                taken = sum(len(asker.taken) for asker in limited)
+                assert taken <= burst + limit * (time.monotonic() - begun) + 512
+                return taken >= 3 * limit
+
+            wait_for(enough, "three seconds' bytes")
+            status = served(hostd, "a")
+            assert status["bytes_sent"] <= burst + limit * (time.monotonic() - begun) + 512
+            assert (status["clients"], status["limit"]) == (4, limit)
+            shares = [len(asker.taken) for asker in limited]
+            assert max(shares) < 2 * min(shares), shares  # they take turns
+            wait_for(lambda: len(free.taken) > 4 * limit, "the other [[serve]] has no limit")
+        assert_from_the_source(*(bytes(asker.taken) for asker in (*limited, free)))
+
+
+def test_weights_share_a_scarce_source_between_serves_and_an_agent(tmp_path: Path) -> None:
+    """By [[serve]], however many clients it has."""
+    weights = {"serve:a": 100, "serve:b": 200, "vm": 300}
+    more = channel("vm", tmp_path) + "".join(quota(name, weight=n) for name, n in weights.items())
+    guest = Guest(tmp_path / "vm.sock", ask=65_536)
+    with contextlib.closing(guest), running(tmp_path, "a", "b", rate=60_000, more=more) as hostd, askers(
+        *[egd(tmp_path, "a")] * 3, egd(tmp_path, "b"), ask=65_536
+    ) as asking:
+        wait_for(lambda: guest.taken, "the agent is served")
+
+        def sent() -> dict[str, int]:
+            return {row["name"]: row["bytes_sent"] for row in hostd.status()["domains"]}
+
+        counted = sent()
+
+        def fair() -> bool:  # who stands still spoils one count; the next begins anew
+            nonlocal counted
+            now = sent()
+            shares = {name: now[name] - counted[name] for name in weights}
+            total = sum(shares.values())
+            if total < 60_000:
+                return False
+            counted = now
+            return all(0.75 < shares[name] * 600 / (total * n) < 1.25 for name, n in weights.items())
+
+        wait_for(fair, "60,000 bytes by weights")
+        assert_from_the_source(bytes(guest.taken), *(bytes(asker.taken) for asker in asking))
+
+
+# Reload, and sockets
+
+
+def test_a_reload_adds_changes_and_removes_a_serve_and_interrupts_nobody(tmp_path: Path) -> None:
+    with running(tmp_path, "a") as hostd, askers(egd(tmp_path, "a")) as (stays,):
+
+        def went_on(asker: Asker) -> None:
+            before = len(asker.taken)
+            wait_for(lambda: len(asker.taken) > before + 4096, "it is served on")
+
+        went_on(stays)
+        hostd.write(config(tmp_path, "a", "b"))
+        hostd.reload()
+        wait_until_listening(hostd, "b")
+        assert egd(tmp_path, "b").stat().st_mode & 0o777 == 0o660
+        with askers(egd(tmp_path, "b")) as (goes,):
+            went_on(goes)
+            went_on(stays)
+            hostd.write(config(tmp_path, "a", "b", more=quota("serve:b", limit=1_000, burst=512)))
+            hostd.reload()
+            wait_for(lambda: served(hostd, "b")["limit"] == 1_000, "its quota")
+            assert served(hostd, "b")["quota"] == "serve-b"
+            went_on(stays)
+            assert not goes.ended.is_set() and served(hostd, "b")["clients"] == 1
+            hostd.write(config(tmp_path, "a"))
+            hostd.reload()
+            assert goes.ended.wait(PATIENCE_S)
+            wait_for(lambda: not egd(tmp_path, "b").exists(), "its socket is removed")
+        went_on(stays)
+        assert not stays.ended.is_set() and served(hostd, "a")["clients"] == 1
+        assert served(hostd, "b")["state"] == ""
+        assert_from_the_source(bytes(stays.taken), bytes(goes.taken))
+        assert hostd.stop() == 0
+        assert not egd(tmp_path, "a").exists()
+        hostd.start()  # for the end's look at its books
+
+
+def test_a_serve_of_another_name_takes_a_path_over(tmp_path: Path) -> None:
+    with running(tmp_path, "a") as hostd, askers(egd(tmp_path, "a")) as (goes,):
+        wait_for(lambda: goes.taken, "it is served")
+        hostd.write(config(tmp_path, "a").replace('name = "a"', 'name = "z"'))
+        hostd.reload()
+        assert goes.ended.wait(PATIENCE_S)
+        wait_until_listening(hostd, "z")
+        with askers(egd(tmp_path, "a")) as (other,):
+            wait_for(lambda: other.taken, "another is served")
+        assert "unreachable" not in hostd.log
+
+
+def test_a_path_of_another_program_is_not_stolen_and_taken_once_it_is_free(tmp_path: Path) -> None:
+    listener = unix_listener(egd(tmp_path, "b"))
+    with contextlib.closing(listener), running(tmp_path, "a") as hostd:
+        hostd.write(config(tmp_path, "a", "b"))
+        hostd.reload()
+        wait_for(lambda: served(hostd, "b")["state"] == "unreachable", "it is said")
+        detail = served(hostd, "b")["detail"]
+        assert f"another program listens on {egd(tmp_path, 'b')}: " in detail and "ss -xlp" in detail
+        with contextlib.closing(connected(egd(tmp_path, "b"))) as sock:
+            sock.sendall(b"still its own")
+            listener.settimeout(PATIENCE_S)
+            said = b""
+            while not said:  # the daemon's probe says nothing
+                conn, _ = listener.accept()
+                said = conn.recv(64)
+                conn.close()
+            assert said == b"still its own"
+        listener.close()
+        wait_until_listening(hostd, "b")
+        assert served(hostd, "b")["detail"] == ""
+        with askers(egd(tmp_path, "b")) as (asker,):
+            wait_for(lambda: asker.taken, "served")
+
+
+def test_what_a_killed_daemon_left_behind_is_replaced(tmp_path: Path) -> None:
+    with running(tmp_path, "a") as hostd:
+        with askers(egd(tmp_path, "a")) as (before,):
+            wait_for(lambda: len(before.taken) > 4096, "served")
+            left = egd(tmp_path, "a").stat().st_ino
+            hostd.kill()
+            assert before.ended.wait(PATIENCE_S)
+        assert egd(tmp_path, "a").stat().st_ino == left
+        hostd.start()
+        wait_until_listening(hostd, "a")
+        with askers(egd(tmp_path, "a")) as (after,):
+            wait_for(lambda: len(after.taken) > 4096, "served again")
+        assert_from_the_source(bytes(before.taken), bytes(after.taken))
