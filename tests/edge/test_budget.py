@@ -51,6 +51,15 @@ def test_nor_is_the_agent_at_any_rate_and_with_any_sink(rate: int, piece: int, w
             assert budget.spend(48, now_ns) == budget.spend(48, now_ns) == 0
 
 
+def test_a_share_is_as_much_less_deep_and_as_much_slower() -> None:
+    budget = InboundBudget(0, share=8)
+    assert budget.spend(INBOUND_DEPTH // 8, 0) == 0
+    assert budget.spend(INBOUND_RATE // 8, 0) == S + S // 4  # the debt's time, and a quarter of a second
+    assert budget.spend(INBOUND_PER_READ, S) > 0
+    budget.sample_sent(512)
+    assert budget.spend(INBOUND_PER_READ, S) == 0
+
+
 def test_a_guest_that_grants_byte_by_byte_is_paused() -> None:
     budget = later_budget()
     paused = 0

@@ -23,11 +23,12 @@ class InboundBudget:
 
     It begins with ``parked`` bytes more than it is ever filled to again. There is one for each Channel,
     whatever its connections and sessions: nothing that a guest does brings another but a full restart of
-    its domain.
+    its domain.  Depth and rate are a ``share``-th of a Channel's.
     """
 
-    def __init__(self, now_ns: int, parked: int = 0) -> None:
-        self._level = INBOUND_DEPTH + parked
+    def __init__(self, now_ns: int, parked: int = 0, share: int = 1) -> None:
+        self._depth, self._rate = INBOUND_DEPTH // share, INBOUND_RATE // share
+        self._level = self._depth + parked
         self._last_ns = now_ns
 
     def sample_sent(self, n_bytes: int) -> None:
@@ -36,18 +37,18 @@ class InboundBudget:
 
     def spend(self, count: int, now_ns: int) -> int:
         """Charges one read of ``count`` bytes; returns for how many ns to stop reading (0: go on)."""
-        earned = (now_ns - self._last_ns) * INBOUND_RATE // 1_000_000_000
+        earned = (now_ns - self._last_ns) * self._rate // 1_000_000_000
         if earned:
             self._fill(earned)
             self._last_ns = now_ns
         self._level -= max(count, INBOUND_PER_READ)
         if self._level >= 0:
             return 0
-        return -self._level * 1_000_000_000 // INBOUND_RATE + 250_000_000
+        return -self._level * 1_000_000_000 // self._rate + 250_000_000
 
     def _fill(self, count: int) -> None:
-        """Up to INBOUND_DEPTH; what is left of ``parked`` stays, and stays out of it."""
-        self._level = max(self._level, min(INBOUND_DEPTH, self._level + count))
+        """Up to the depth; what is left of ``parked`` stays, and stays out of it."""
+        self._level = max(self._level, min(self._depth, self._level + count))
 
 
 class LogBudget:

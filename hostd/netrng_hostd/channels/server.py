@@ -34,8 +34,10 @@ from netrng_hostd.core.mistake import where_raised
 log = logging.getLogger("netrng.serve")
 
 MAX_CLIENTS = 64
-BACKLOG = 16
-ACCEPT_COST = 1024  # bytes of the inbound budget: who connects again and again costs turns of the loop
+BACKLOG = MAX_CLIENTS  # after a restart all come at once, and stunnel, whose connect() never waits, but once
+# Each client has a budget of its own: in a common one those who flood would hold up those who do not.
+INBOUND_SHARE = 8
+ACCEPT_COST = 1024  # bytes of the server's budget: who connects again and again costs turns of the loop
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 30.0
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -62,7 +64,7 @@ class EgdServer:
         self._available = available
         self._wants_changed = wants_changed
         now_ns = time.monotonic_ns()
-        self._inbound = InboundBudget(now_ns)
+        self._accepting = InboundBudget(now_ns)
         self._log_budget = LogBudget(now_ns)
         self._listener: socket.socket | None = None
         self._inode: tuple[int, int] | None = None  # of the socket's file: another's is not ours to remove
@@ -187,7 +189,7 @@ class EgdServer:
                 self._log(logging.WARNING, "no client can be taken: %s; raise LimitNOFILE", error.strerror)
                 self._accept_off(1.0)
             return
-        pause_ns = self._inbound.spend(ACCEPT_COST, time.monotonic_ns())
+        pause_ns = self._accepting.spend(ACCEPT_COST, time.monotonic_ns())
         if len(self._clients) >= MAX_CLIENTS:
             sock.close()
             self._log(logging.WARNING, "a client was sent away: %d are connected", MAX_CLIENTS)
@@ -214,7 +216,7 @@ class EgdServer:
         talk = Conversation(
             sock,
             session,
-            self._inbound,
+            InboundBudget(time.monotonic_ns(), share=INBOUND_SHARE),
             heard=heard,
             drained=lambda: self._place(session),
             flooded=self._flood,
