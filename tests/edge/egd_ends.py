@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +21,16 @@ def section(name: str, folder: Path) -> str:
 
 
 def connected(path: Path) -> socket.socket:
-    """The caller closes it."""
+    """Waits where many others come at this moment. The caller closes it."""
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(PATIENCE_S)
-    sock.connect(str(path))
+    try:
+        # A connect() that is not to wait fails where the backlog is full, and a timeout makes it such a one.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(PATIENCE_S), 0))
+        sock.connect(str(path))
+        sock.settimeout(PATIENCE_S)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 

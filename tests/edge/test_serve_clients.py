@@ -21,12 +21,15 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from bed import entropy_broker
 from bed.packages import package
@@ -108,9 +111,10 @@ def eb_server_egd(folder: Path, path: Path) -> Iterator[Path]:
     password.write_text("of\nnobody\n")  # it wants one, and a mode, without a broker as well
     own = ("-n", "-P", str(folder / "eb.pid"), "-X", str(password), "-a", "1000", "-b", "1")
     command = [entropy_broker.program("eb_server_egd"), *own, "-d", str(path), "-o", str(out)]
-    with (folder / "eb.log").open("wb") as log, subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-    ) as process:
+    with (
+        (folder / "eb.log").open("wb") as log,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process,
+    ):
         try:
             yield out
             assert process.poll() is None, (folder / "eb.log").read_text()
@@ -131,9 +135,11 @@ def answers(said: bytes) -> tuple[list[int], bytes]:
 def test_entropy_brokers_egd_client(tmp_path: Path) -> None:
     """Beside another client there, and one of another [[serve]]."""
     with running(tmp_path, "a", "b") as hostd:
-        with askers(egd(tmp_path, "a"), egd(tmp_path, "b")) as others, relay(
-            egd(tmp_path, "a"), unix_listener(tmp_path / "relay")
-        ) as between, eb_server_egd(tmp_path, tmp_path / "relay") as out:
+        with (
+            askers(egd(tmp_path, "a"), egd(tmp_path, "b")) as others,
+            relay(egd(tmp_path, "a"), unix_listener(tmp_path / "relay")) as between,
+            eb_server_egd(tmp_path, tmp_path / "relay") as out,
+        ):
             wait_for(lambda: out.exists() and out.stat().st_size >= 4096, "a buffer full")
             wait_for(lambda: all(len(other.taken) > 2000 for other in others), "the others served")
             written = out.read_bytes()
@@ -152,9 +158,12 @@ def test_entropy_brokers_egd_client(tmp_path: Path) -> None:
 def test_entropy_brokers_egd_client_goes_on_after_empty_answers(tmp_path: Path) -> None:
     """Which it gets where its [[serve]] may give little, and another client there asks as well."""
     little = quota("serve:a", limit=200, burst=64)
-    with running(tmp_path, "a", more=little), askers(egd(tmp_path, "a")) as (other,), relay(
-        egd(tmp_path, "a"), unix_listener(tmp_path / "relay")
-    ) as between, eb_server_egd(tmp_path, tmp_path / "relay"):
+    with (
+        running(tmp_path, "a", more=little),
+        askers(egd(tmp_path, "a")) as (other,),
+        relay(egd(tmp_path, "a"), unix_listener(tmp_path / "relay")) as between,
+        eb_server_egd(tmp_path, tmp_path / "relay"),
+    ):
 
         def went_on() -> bool:
             lengths, _ = answers(bytes(between.answered))
@@ -227,9 +236,11 @@ def test_ekeyd_egd_linux_connects_and_asks_for_nothing_on_a_kernel_that_lacks_no
     """See above: not a fault of either end, and nothing that a server of EGD could change."""
     if os.geteuid() == 0 and is_told_to_write():
         pytest.skip("a kernel from before 5.18, or one whose pool is not initialised yet")
-    with running(tmp_path, "a") as hostd, relay(
-        egd(tmp_path, "a"), listener := tcp_listener(LOOPBACK)
-    ) as between, ekeyd_egd_linux(tmp_path, listener.getsockname()[1]) as said:
+    with (
+        running(tmp_path, "a") as hostd,
+        relay(egd(tmp_path, "a"), listener := tcp_listener(LOOPBACK)) as between,
+        ekeyd_egd_linux(tmp_path, listener.getsockname()[1]) as said,
+    ):
         waits = r"poll\(\[\{fd=\d+, events=POLLOUT\}, \{fd=\d+, events=POLLIN\}\], 2, -1$"
         wait_for(lambda: said.exists() and re.search(waits, said.read_text()), "it waits for the kernel")
         wait_for(lambda: served(hostd, "a")["clients"] == 1, "it is connected")
@@ -247,9 +258,11 @@ def test_ekeyd_egd_linux_credits_what_the_daemon_gives_where_it_is_told_to(tmp_p
     """
     os.mkfifo(tmp_path / "random")
     bind = ("unshare", "-m", "sh", "-c", f'mount --bind {tmp_path}/random /dev/random && exec "$0" "$@"')
-    with running(tmp_path, "a") as hostd, relay(
-        egd(tmp_path, "a"), listener := tcp_listener(LOOPBACK)
-    ) as between, ekeyd_egd_linux(tmp_path, listener.getsockname()[1], *bind) as said:
+    with (
+        running(tmp_path, "a") as hostd,
+        relay(egd(tmp_path, "a"), listener := tcp_listener(LOOPBACK)) as between,
+        ekeyd_egd_linux(tmp_path, listener.getsockname()[1], *bind) as said,
+    ):
         with askers(egd(tmp_path, "a")) as (other,):
             wait_for(lambda: len(between.answered) >= 3 * BLOCKS * BLOCK, "three times what it asks for")
             wait_for(lambda: credited(said).startswith(between.answered[:BLOCK]), "it is credited")
@@ -300,9 +313,11 @@ def test_weights_share_a_scarce_source_between_serves_and_an_agent(tmp_path: Pat
     weights = {"serve:a": 100, "serve:b": 200, "vm": 300}
     more = channel("vm", tmp_path) + "".join(quota(name, weight=n) for name, n in weights.items())
     guest = Guest(tmp_path / "vm.sock", ask=65_536)
-    with contextlib.closing(guest), running(tmp_path, "a", "b", rate=60_000, more=more) as hostd, askers(
-        *[egd(tmp_path, "a")] * 3, egd(tmp_path, "b"), ask=65_536
-    ) as asking:
+    with (
+        contextlib.closing(guest),
+        running(tmp_path, "a", "b", rate=60_000, more=more) as hostd,
+        askers(*[egd(tmp_path, "a")] * 3, egd(tmp_path, "b"), ask=65_536) as asking,
+    ):
         wait_for(lambda: guest.taken, "the agent is served")
 
         def sent() -> dict[str, int]:
@@ -410,3 +425,131 @@ def test_what_a_killed_daemon_left_behind_is_replaced(tmp_path: Path) -> None:
         with askers(egd(tmp_path, "a")) as (after,):
             wait_for(lambda: len(after.taken) > 4096, "served again")
         assert_from_the_source(bytes(before.taken), bytes(after.taken))
+
+
+# Clients that misbehave
+
+Attack = Callable[[Path, threading.Event], None]
+
+
+def insists(path: Path, stop: threading.Event, said: bytes) -> None:
+    """Says it again and again on one connection after another, and reads nothing."""
+    while not stop.is_set():
+        with contextlib.suppress(OSError), contextlib.closing(connected(path)) as sock:
+            sock.settimeout(0.1)
+            while not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    sock.sendall(said)
+
+
+def pushes_without_end(path: Path, stop: threading.Event) -> None:
+    insists(path, stop, (b"\x03\xff\xff\xff" + bytes(255)) * 256)
+
+
+def never_reads(path: Path, stop: threading.Event) -> None:
+    insists(path, stop, b"\x02\xff" * 32_768)
+
+
+def floods_with_counts(path: Path, stop: threading.Event) -> None:
+    insists(path, stop, b"\x00" * 65_536)
+
+
+def floods_with_process_requests(path: Path, stop: threading.Event) -> None:
+    insists(path, stop, b"\x04" * 65_536)
+
+
+def floods_with_short_waits(path: Path, stop: threading.Event) -> None:
+    insists(path, stop, b"\x01\x01" * 32_768)
+
+
+def says_what_is_no_command(path: Path, stop: threading.Event) -> None:
+    insists(path, stop, b"GET / HTTP/1.1\r\n\r\n")
+
+
+def begins_and_never_ends(path: Path, stop: threading.Event) -> None:
+    with contextlib.ExitStack() as stack:
+        for half in (b"\x01", b"\x02", b"\x03", b"\x03\x00\x00", b"\x03\xff\xff\xff"):
+            stack.enter_context(contextlib.closing(connected(path))).sendall(half)
+        stop.wait()
+
+
+def comes_many_times_at_once(path: Path, stop: threading.Event) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(25):
+            sock = stack.enter_context(contextlib.closing(socket.socket(socket.AF_UNIX)))
+            sock.settimeout(0.1)
+            with contextlib.suppress(OSError):  # a full backlog
+                sock.connect(str(path))
+                sock.sendall(b"\x02\xff" * 100)
+        stop.wait()
+
+
+def comes_and_goes(path: Path, stop: threading.Event) -> None:
+    while not stop.is_set():
+        with contextlib.suppress(OSError), contextlib.closing(connected(path)) as sock:
+            sock.sendall(b"\x02\xff")
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [pushes_without_end, never_reads, floods_with_counts, floods_with_process_requests,
+     floods_with_short_waits, says_what_is_no_command, begins_and_never_ends, comes_many_times_at_once,
+     comes_and_goes],
+)  # fmt: skip
+def test_a_client_that_misbehaves_hurts_nobody(tmp_path: Path, attack: Attack) -> None:
+    """Neither those who came before it, nor one of another [[serve]], nor an agent, nor who comes later."""
+    guest = Guest(tmp_path / "vm.sock")
+    with (
+        contextlib.closing(guest),
+        running(tmp_path, "a", "b", rate=300_000, more=channel("vm", tmp_path)) as hostd,
+        askers(egd(tmp_path, "a"), egd(tmp_path, "b")) as (beside, apart),
+        contextlib.closing(connected(egd(tmp_path, "a"))) as polite,
+    ):
+        assert hostd.process is not None
+        process = psutil.Process(hostd.process.pid)
+        wait_for(lambda: guest.taken and beside.taken and apart.taken, "all served")
+        rss = process.memory_info().rss
+        with attacked(egd(tmp_path, "a"), attack):
+            before = [len(taken) for taken in (guest.taken, apart.taken, beside.taken)]
+
+            def went_on() -> bool:
+                now = (len(guest.taken), len(apart.taken), len(beside.taken))
+                return all(new >= old + more for new, old, more in zip(now, before, (40_000, 40_000, 2_000)))
+
+            wait_for(went_on, "the others are served")
+            taken = answered_one_by_one(polite, 30)
+            assert process.memory_info().rss < rss + 8_000_000
+            status = hostd.status()
+            assert status["ledger_ok"]
+            assert served(hostd, "a")["clients"] <= 64
+            assert not beside.ended.is_set() and not apart.ended.is_set() and len(guest.sessions) == 1
+        with contextlib.closing(connected(egd(tmp_path, "a"))) as later:
+            taken += answered_one_by_one(later, 10)
+        about = [line for line in hostd.log.splitlines() if "serve:a" in line]
+        assert len(about) < 40, "a line per event, not per byte"
+        assert_from_the_source(bytes(guest.taken), bytes(apart.taken), bytes(beside.taken), taken)
+
+
+@contextlib.contextmanager
+def attacked(path: Path, attack: Attack, times: int = 5) -> Iterator[None]:
+    """By so many at once."""
+    stop = threading.Event()
+    attackers = [threading.Thread(target=attack, args=(path, stop), daemon=True) for _ in range(times)]
+    for attacker in attackers:
+        attacker.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for attacker in attackers:
+            attacker.join(PATIENCE_S)
+
+
+def answered_one_by_one(sock: socket.socket, times: int) -> bytes:
+    """Asks for 32 bytes again and again, and waits for each answer."""
+    taken, end = b"", time.monotonic() + PATIENCE_S
+    for n in range(times):
+        assert time.monotonic() < end, f"{n} of {times} answers within {PATIENCE_S} s"
+        sock.sendall(b"\x02\x20")
+        taken += received(sock, 32)
+    return taken
