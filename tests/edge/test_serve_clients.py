@@ -49,7 +49,6 @@ from tests.streams import assert_disjoint, stream
 LOOPBACK = entropy_broker.loopback()
 DATA = stream(8_000_000)
 RATE = 150_000  # bytes per second of the source
-SCARCE = 20_000
 
 
 def config(folder: Path, *names: str, more: str = "") -> str:
@@ -63,7 +62,7 @@ def channel(name: str, folder: Path) -> str:
 
 def quota(match: str, **settings: str | int) -> str:
     lines = "".join(f"{key} = {value!r}\n" for key, value in settings.items())
-    return f'[[quota]]\nname = "{match.replace(":", "-")}"\nmatch = ["{match}"]\n{lines}'
+    return f'[[quota]]\nname = "{match.replace(":", "-").strip("-*")}"\nmatch = ["{match}"]\n{lines}'
 
 
 def served(hostd: Hostd, name: str) -> dict[str, Any]:
@@ -553,3 +552,53 @@ def answered_one_by_one(sock: socket.socket, times: int) -> bytes:
         sock.sendall(b"\x02\x20")
         taken += received(sock, 32)
     return taken
+
+
+# An agent beside them
+
+
+class SeedWatch(Guest):
+    """An agent that looks at what others have got: from its OPEN on, and when its seed is whole."""
+
+    def __init__(self, path: Path, others: list[Asker]) -> None:
+        self._others = others
+        self._before: int | None = None
+        self.meanwhile: int | None = None  # bytes that they were given between the two
+        super().__init__(path)
+
+    def _received(self, data: bytes) -> None:
+        now = self._total()
+        super()._received(data)
+        if self._before is None and self.session:
+            self._before = now
+        if self._before is not None and self.meanwhile is None and len(self.taken) >= 64:
+            self.meanwhile = self._total() - self._before
+
+    def _total(self) -> int:
+        return sum(len(other.taken) for other in self._others)
+
+
+def test_a_seed_does_not_wait_behind_clients_that_ask_without_end(tmp_path: Path) -> None:
+    """Nor for its weight: by that, two thousand bytes would be theirs for each of the agents'."""
+    rate, names = 4_000, ("vm-1", "vm-2", "vm-3")
+    more = '[reservoir]\nsize = "16KiB"\nseed_reserve = "1KiB"\n'
+    more += quota("vm-*", weight=1) + quota("serve:*", weight=1000)
+    more += "".join(channel(name, tmp_path) for name in names)
+    paths = [egd(tmp_path, name) for name in "aabb"]
+    with (
+        running(tmp_path, "a", "b", rate=rate, more=more) as hostd,
+        askers(*paths, ask=65_536) as asking,
+        contextlib.ExitStack() as stack,
+    ):
+        wait_for(lambda: hostd.status()["reservoir"]["seed_stored"] >= 3 * 64, "seeds in reserve")
+        wait_for(lambda: all(asker.taken for asker in asking), "all served, and waiting for more")
+        guests: list[SeedWatch] = []
+        for name in names:
+            guest = SeedWatch(tmp_path / f"{name}.sock", asking)
+            guests.append(guest)
+            stack.callback(guest.close)
+            wait_for(lambda: guests[-1].meanwhile is not None, "a seed")
+            assert guest.meanwhile is not None and guest.meanwhile <= 4 * 512, "a few samples, and no more"
+        assert [row["seeds"] for row in hostd.status()["domains"] if row["kind"] == "static"] == [1, 1, 1]
+        pieces = [guest.taken for guest in guests] + [asker.taken for asker in asking]
+        assert_from_the_source(*map(bytes, pieces))
