@@ -198,23 +198,24 @@ def test_a_daemon_draws_from_another_which_is_killed_and_comes_back(
         assert_from(up.data, *(bytes(one) for one in (guest.taken, again.taken, first.taken, second.taken)))
 
 
-def test_failover_from_one_far_daemon_to_another(hosts: Hosts, tmp_path: Path, guest: Guest) -> None:
+def test_failover_from_one_far_daemon_to_another_and_back(hosts: Hosts, tmp_path: Path, guest: Guest) -> None:
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(upstream(hosts, tmp_path, "one"))
         two = stack.enter_context(upstream(hosts, tmp_path, "two", PORT + 1))
         near = stack.enter_context(downstream(hosts, tmp_path, one, two))
-        wait_for(lambda: set(states(near).values()) == {"healthy"}, "both are well")
-        wait_for_more(guest, 20_000, "from the first")
+
+        def gets_from(up: Upstream) -> bool:
+            return len(guest.taken) > 64 and bytes(guest.taken[-64:]) in up.data
+
+        wait_for(lambda: gets_from(one), "bytes of the first")
+        wait_for(lambda: states(near)["two"] == "healthy", "the second is ready")
         one.hostd.kill()
         wait_for(lambda: states(near)["one"] in ("absent", "stalled", "error"), "the first is missed")
-        wait_for_more(guest, 80_000, "more than was left of the first")
-        taken = bytes(guest.taken)
-        border = next(n for n in range(0, len(taken), 32) if taken[n + 512 : n + 544] in two.data)
-        assert border > 20_000
-        assert_from(one.data, taken[: border - 32])
-        assert_from(two.data, taken[border + 512 :])
+        wait_for(lambda: gets_from(two), "bytes of the second")
         one.hostd.start()
         wait_for(lambda: states(near)["one"] == "healthy", "the first is back")
+        wait_for(lambda: gets_from(one), "bytes of the first again")
+        assert_from(one.data + two.data, bytes(guest.taken))
 
 
 def test_xor_of_two_far_daemons(hosts: Hosts, tmp_path: Path, guest: Guest) -> None:
