@@ -32,7 +32,8 @@ setup-vm:       # before the fast tests: some of them use strace and QEMU where 
 # The edge tests that start a QEMU (paused, without a guest), a downloaded rngd or other people's sources are not
 # fast ones.
 WITH_REAL := tests/edge/test_hypervisor_stream.py tests/edge/test_attach.py tests/edge/test_real_rngd.py \
-	tests/edge/test_upstreams.py tests/edge/test_serve_stunnel.py
+	tests/edge/test_upstreams.py tests/edge/test_serve_stunnel.py tests/edge/test_serve_clients.py \
+	tests/edge/test_chained.py
 # Nor are those of the benchmarks, those that compute distributions or feed tens of megabytes, and those that
 # start whole daemons, agents and commands.
 OF_BENCH := tests/core/test_simulation.py tests/core/test_gallery.py tests/edge/test_bench_ends.py \

@@ -554,6 +554,48 @@ def answered_one_by_one(sock: socket.socket, times: int) -> bytes:
     return taken
 
 
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [(b"\x05", "0x05 is no command"), (b"\x01\x01" * 300, "it asks and asks, and does not take the answers")],
+)
+def test_who_breaks_the_protocol_is_sent_away_and_nobody_else(tmp_path: Path, said: bytes, why: str) -> None:
+    with (
+        running(tmp_path, "a") as hostd,
+        askers(egd(tmp_path, "a")) as (stays,),
+        contextlib.closing(connected(egd(tmp_path, "a"))) as goes,
+    ):
+        answered_one_by_one(goes, 1)
+        goes.sendall(said)
+        with contextlib.suppress(ConnectionResetError):
+            while goes.recv(4096):
+                pass
+        wait_for(lambda: f"serve:a: protocol violation: {why}" in hostd.log, "it is said")
+        before = len(stays.taken)
+        wait_for(lambda: len(stays.taken) > before + 4096, "the other is served on")
+        assert served(hostd, "a")["clients"] == 1
+
+
+def test_who_pushes_is_read_no_faster_than_its_budget(tmp_path: Path) -> None:
+    """So what it costs is bounded: unread, its bytes wait in its own socket."""
+    guest, pushed = Guest(tmp_path / "vm.sock"), 0
+    with (
+        contextlib.closing(guest),
+        running(tmp_path, "a", more=channel("vm", tmp_path)),
+        contextlib.closing(connected(egd(tmp_path, "a"))) as sock,
+    ):
+        sock.setblocking(False)
+
+        def push() -> bool:
+            nonlocal pushed
+            with contextlib.suppress(BlockingIOError):
+                while pushed < 4_000_000:
+                    pushed += sock.send((b"\x03\xff\xff\xff" + bytes(255)) * 64)
+            return len(guest.taken) > 100_000
+
+        wait_for(push, "an agent served meanwhile")
+        assert pushed < 1_000_000
+
+
 # An agent beside them
 
 
