@@ -449,12 +449,8 @@ def never_reads(path: Path, stop: threading.Event) -> None:
     insists(path, stop, b"\x02\xff" * 32_768)
 
 
-def floods_with_counts(path: Path, stop: threading.Event) -> None:
-    insists(path, stop, b"\x00" * 65_536)
-
-
-def floods_with_process_requests(path: Path, stop: threading.Event) -> None:
-    insists(path, stop, b"\x04" * 65_536)
+def floods_with_what_takes_no_entropy(path: Path, stop: threading.Event) -> None:
+    insists(path, stop, b"\x00\x04" * 32_768)
 
 
 def floods_with_short_waits(path: Path, stop: threading.Event) -> None:
@@ -491,9 +487,8 @@ def comes_and_goes(path: Path, stop: threading.Event) -> None:
 
 @pytest.mark.parametrize(
     "attack",
-    [pushes_without_end, never_reads, floods_with_counts, floods_with_process_requests,
-     floods_with_short_waits, says_what_is_no_command, begins_and_never_ends, comes_many_times_at_once,
-     comes_and_goes],
+    [pushes_without_end, never_reads, floods_with_what_takes_no_entropy, floods_with_short_waits,
+     says_what_is_no_command, begins_and_never_ends, comes_many_times_at_once, comes_and_goes],
 )  # fmt: skip
 def test_a_client_that_misbehaves_hurts_nobody(tmp_path: Path, attack: Attack) -> None:
     """Neither those who came before it, nor one of another [[serve]], nor an agent, nor who comes later."""
@@ -513,24 +508,24 @@ def test_a_client_that_misbehaves_hurts_nobody(tmp_path: Path, attack: Attack) -
 
             def went_on() -> bool:
                 now = (len(guest.taken), len(apart.taken), len(beside.taken))
-                return all(new >= old + more for new, old, more in zip(now, before, (40_000, 40_000, 2_000)))
+                return all(new >= old + more for new, old, more in zip(now, before, (40_000, 40_000, 1_000)))
 
             wait_for(went_on, "the others are served")
-            taken = answered_one_by_one(polite, 30)
+            taken = answered_one_by_one(polite, 20)
             assert process.memory_info().rss < rss + 8_000_000
             status = hostd.status()
             assert status["ledger_ok"]
             assert served(hostd, "a")["clients"] <= 64
             assert not beside.ended.is_set() and not apart.ended.is_set() and len(guest.sessions) == 1
         with contextlib.closing(connected(egd(tmp_path, "a"))) as later:
-            taken += answered_one_by_one(later, 10)
+            taken += answered_one_by_one(later, 2)
         about = [line for line in hostd.log.splitlines() if "serve:a" in line]
         assert len(about) < 40, "a line per event, not per byte"
         assert_from_the_source(bytes(guest.taken), bytes(apart.taken), bytes(beside.taken), taken)
 
 
 @contextlib.contextmanager
-def attacked(path: Path, attack: Attack, times: int = 5) -> Iterator[None]:
+def attacked(path: Path, attack: Attack, times: int = 4) -> Iterator[None]:
     """By so many at once."""
     stop = threading.Event()
     attackers = [threading.Thread(target=attack, args=(path, stop), daemon=True) for _ in range(times)]
