@@ -6,10 +6,10 @@ EntropyBroker and ekeyd-egd-linux are Debian's, unpacked into the cache and neve
 eb_server_egd (EntropyBroker 2.9)  asks with command 1 alone, for what its buffer of 4096 bytes lacks, at most
     255; takes answers that are shorter; and writes the 4096 bytes out, or gives them to its broker, each
     interval (-b).
-ekeyd-egd-linux 1.1.5  connects over TCP and polls /dev/random for POLLOUT before it asks.  Since Linux 5.18
-    the kernel says POLLOUT only until its pool is initialised once (random_poll() in drivers/char/random.c):
-    from then on it is connected, is given nothing, since it asks for nothing, and does nothing.  Where it is
-    told POLLOUT it asks with command 2, `-b` times for 128 bytes, and credits what comes piece by piece.
+ekeyd-egd-linux 1.1.5  connects over TCP and polls /dev/random for POLLOUT before it asks.  A modern kernel (here
+    6.18) says POLLOUT only until its pool is initialised once (random_poll() in drivers/char/random.c): from
+    then on it is connected, is given nothing, since it asks for nothing, and does nothing.  Where it is told
+    POLLOUT it asks with command 2, `-b` times for 128 bytes, and credits what comes piece by piece.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def is_told_to_write() -> bool:
 def test_ekeyd_egd_linux_connects_and_asks_for_nothing_on_a_kernel_that_lacks_nothing(tmp_path: Path) -> None:
     """See above: not a fault of either end, and nothing that a server of EGD could change."""
     if os.geteuid() == 0 and is_told_to_write():
-        pytest.skip("a kernel from before 5.18, or one whose pool is not initialised yet")
+        pytest.skip("this kernel asks for entropy: it is an old one, or its pool is not initialised yet")
     with (
         running(tmp_path, "a") as hostd,
         relay(egd(tmp_path, "a"), listener := tcp_listener(LOOPBACK)) as between,
@@ -252,7 +252,7 @@ def test_ekeyd_egd_linux_connects_and_asks_for_nothing_on_a_kernel_that_lacks_no
 def test_ekeyd_egd_linux_credits_what_the_daemon_gives_where_it_is_told_to(tmp_path: Path) -> None:
     """A FIFO, into which one may always write, is bound over /dev/random, for this process alone.
 
-    So it asks as it did on kernels before 5.18.  The ioctl RNDADDENTROPY, which a FIFO does not know, is
+    So it asks as it did on older kernels.  The ioctl RNDADDENTROPY, which a FIFO does not know, is
     strace's to answer: what it is called with is what the kernel would have been given.
     """
     os.mkfifo(tmp_path / "random")
