@@ -6,9 +6,9 @@ EntropyBroker and ekeyd-egd-linux are Debian's, unpacked into the cache and neve
 eb_server_egd (EntropyBroker 2.9)  asks with command 1 alone, for what its buffer of 4096 bytes lacks, at most
     255; takes answers that are shorter; and writes the 4096 bytes out, or gives them to its broker, each
     interval (-b).
-ekeyd-egd-linux 1.1.5  connects over TCP and polls /dev/random for POLLOUT before it asks.  A modern kernel (here
-    6.18) says POLLOUT only until its pool is initialised once (random_poll() in drivers/char/random.c): from
-    then on it is connected, is given nothing, since it asks for nothing, and does nothing.  Where it is told
+ekeyd-egd-linux 1.1.5  connects over TCP and polls /dev/random for POLLOUT before it asks.  A modern kernel
+    (here 6.18) says POLLOUT only until its pool is initialised once (random_poll() in drivers/char/random.c):
+    from then on it stays connected, asks for nothing, and is given nothing.  Where it is told
     POLLOUT it asks with command 2, `-b` times for 128 bytes, and credits what comes piece by piece.
 """
 
