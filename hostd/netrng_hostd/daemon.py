@@ -113,6 +113,7 @@ class Daemon:
             stack.push_async_callback(_cancel, self._tasks)
             self._start_discovery()
             self._start_task(self._tick(), "the clock")
+            await asyncio.sleep(0)  # each [[serve]] listens before anybody is told that we are ready
             systemd.notify("READY=1")
             described = ", ".join(watch.describe() for watch in self.watches)
             log.info("ready: source %s, control %s", described, self._config.control)

@@ -61,12 +61,14 @@ def configured(name: str, folder: Path, settings: Mapping[str, str]) -> Path:
 
 
 @contextlib.contextmanager
-def stunnel(config: Path, ending: signal.Signals = signal.SIGTERM) -> Iterator[Path]:
-    """Its log, while it runs."""
+def stunnel(
+    config: Path, *before: str, ending: signal.Signals = signal.SIGTERM
+) -> Iterator[Path]:
+    """Its log, while it runs; ``before``: what its command line begins with."""
     log_path = config.with_suffix(".log")
     program = package("stunnel4") / "usr" / "bin" / "stunnel4"
     with log_path.open("wb") as log, subprocess.Popen(
-        [program, config], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        [*before, program, config], stdin=subprocess.DEVNULL, stdout=log, stderr=log
     ) as process:
         try:
             wait_for(lambda: READY in log_path.read_text() or process.poll() is not None, "stunnel")

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 from tests.edge.egd_ends import askers, section
 from tests.edge.rig import PATIENCE_S, Guest, Hostd, fed_fifo, wait_for
-from tests.edge.test_upstreams import CLIENT, SERVER, certificates, configured, stunnel
+from tests.edge.stunnels import AS_WHO_WE_ARE, CLIENT, SERVER, certificates, configured, stunnel
 from tests.streams import assert_disjoint, stream
 
 FAR, NEAR = "10.77.0.1", "10.77.0.2"  # the host with the RNGs, and the one that draws from it
@@ -99,8 +99,10 @@ def tunnel(hosts: Hosts, folder: Path, serve: Path, port: int) -> Iterator[Path]
     """From a socket on the near host, which is yielded, to ``serve`` on the far one, over the cable."""
     here = folder / "here.sock"
     certificates(folder)
-    far = configured(SERVER, folder, accept=f"{FAR}:{port}", connect=str(serve))
-    near = configured(CLIENT, folder, accept=str(here), connect=f"{FAR}:{port}")
+    nobody = {"rack-2.accept": f"{FAR}:{port + 1}", "rack-2.connect": str(folder / "nobody.egd")}
+    ours = {"rack-1.accept": f"{FAR}:{port}", "rack-1.connect": str(serve)}
+    far = configured(SERVER, folder, {**AS_WHO_WE_ARE, **nobody, **ours})
+    near = configured(CLIENT, folder, {"rng-1.accept": str(here), "rng-1.connect": f"{FAR}:{port}"})
     with stunnel(far, *hosts.far.run), stunnel(near, *hosts.near.run):
         yield here
 
@@ -201,7 +203,7 @@ def test_a_daemon_draws_from_another_which_is_killed_and_comes_back(
 def test_failover_from_one_far_daemon_to_another_and_back(hosts: Hosts, tmp_path: Path, guest: Guest) -> None:
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(upstream(hosts, tmp_path, "one"))
-        two = stack.enter_context(upstream(hosts, tmp_path, "two", PORT + 1))
+        two = stack.enter_context(upstream(hosts, tmp_path, "two", PORT + 2))
         near = stack.enter_context(downstream(hosts, tmp_path, one, two))
 
         def gets_from(up: Upstream) -> bool:
@@ -221,7 +223,7 @@ def test_failover_from_one_far_daemon_to_another_and_back(hosts: Hosts, tmp_path
 def test_xor_of_two_far_daemons(hosts: Hosts, tmp_path: Path, guest: Guest) -> None:
     with contextlib.ExitStack() as stack:
         ups = [
-            stack.enter_context(upstream(hosts, tmp_path, name, PORT + n))
+            stack.enter_context(upstream(hosts, tmp_path, name, PORT + 2 * n))
             for n, name in enumerate(("one", "two"))
         ]
         stack.enter_context(downstream(hosts, tmp_path, *ups, policy="xor"))

@@ -131,7 +131,7 @@ def rng_host(
     for name in RACKS:
         settings[f"{name}.accept"] = f"{LOOPBACK}:{ports[name]}"
         settings[f"{name}.connect"] = str(daemon.sockets / f"{name}.egd")
-    with stunnel(configured(SERVER, folder, settings), ending) as log:
+    with stunnel(configured(SERVER, folder, settings), ending=ending) as log:
         yield Rng(folder, ports, daemon, log)
 
 
@@ -366,7 +366,7 @@ def test_a_client_that_was_killed_starts_again_as_its_file_says(rng: Rng) -> Non
     who = identity(rng.folder, "rack-1")
     left = rng.folder / "rack-1.sock"
     settings = {**who, "rng-1.accept": str(left)}
-    with stunnel(configured(CLIENT, rng.folder, settings), signal.SIGKILL):
+    with stunnel(configured(CLIENT, rng.folder, settings), ending=signal.SIGKILL):
         pass
     assert left.exists()
     told = re.search(r"^;   ExecStartPre=-(.*)$", (CONF / f"{CLIENT}.conf").read_text(), re.MULTILINE)
