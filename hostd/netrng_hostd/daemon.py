@@ -33,7 +33,7 @@ from netrng_hostd.operate.control import ControlServer
 from netrng_hostd.operate.status import DaemonStatus
 from netrng_hostd.roster import Roster
 from netrng_hostd.snapshot import Meters, take_snapshot
-from netrng_hostd.sources.identity import refuse_sources
+from netrng_hostd.sources.identity import refuse_circles, refuse_sources
 from netrng_hostd.sources.reader import MAX_READ
 from netrng_hostd.supervision import SourceWatch
 from netrng_hostd.supply import Supply
@@ -66,7 +66,11 @@ class Daemon:
         self.supply = Supply(names, config.policy, config.min_sources, self.reservoir, self.ledger)
         self.dispatcher = Dispatcher(self.supply, Scheduler(config.sample_size))
         self.roster = Roster(
-            self.dispatcher, config.quotas, config.admission, config.libvirt.trust_metadata
+            self.dispatcher,
+            config.quotas,
+            config.admission,
+            config.libvirt.trust_metadata,
+            control=config.control,
         )
         self.watches = [
             SourceWatch(
@@ -138,6 +142,7 @@ class Daemon:
         try:
             config = load(self._config_path)
             refuse_sources(config)
+            refuse_circles(self._in_force(config))
         except ConfigError as error:
             log.error("configuration not reloaded, the running one is kept: %s", error)
         else:
@@ -147,8 +152,7 @@ class Daemon:
     def _apply(self, config: Config) -> None:
         old = self._config
         waiting = [name for name in FIXED if getattr(old, name) != getattr(config, name)]
-        # What needs a restart stays as it is in force, and is said again at the next reload.
-        self._config = dataclasses.replace(config, **{name: getattr(old, name) for name in FIXED})
+        self._config = self._in_force(config)
         self.reservoir.headroom = config.admission.headroom_thousandths
         self.roster.use(config.quotas, config.admission)
         self._sockets.use(config.channels)
@@ -159,6 +163,10 @@ class Daemon:
         named = ", ".join(FIXED[name] for name in waiting)
         later = f"; takes effect after a restart: {named}" if waiting else ""
         log.info("configuration reloaded%s", later)
+
+    def _in_force(self, config: Config) -> Config:
+        """What needs a restart stays as it is, and is said again at the next reload."""
+        return dataclasses.replace(config, **{name: getattr(self._config, name) for name in FIXED})
 
     def _review(self) -> None:
         """Which sources serve follows from how they are."""

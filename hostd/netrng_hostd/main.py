@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -218,7 +219,8 @@ def _run_daemon(config: Config, config_path: str | None) -> int:
         return 1
     except OSError as error:
         text = f"control: {error.filename or config.control}: {error.strerror or error}"
-        complain(NAME, f"{text}; make its folder, or set control")
+        mend = "set control" if error.errno == errno.EADDRINUSE else "make its folder, or set control"
+        complain(NAME, f"{text}; {mend}")
         return 1
     finally:
         shutdown()

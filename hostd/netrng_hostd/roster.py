@@ -61,7 +61,7 @@ class Candidate:
     uri: str
     kind: str
     path: str | None
-    connect: Connect
+    connect: Connect | None  # None: others connect to it
     metadata: Metadata
     mode: str = "bind"
 
@@ -107,10 +107,12 @@ class Roster:
         rules: Sequence[QuotaRule],
         admission: AdmissionConfig,
         trust_metadata: bool = True,
+        control: str = "",
     ) -> None:
         self._dispatcher = dispatcher
         self._config = admission
         self._trust_metadata = trust_metadata
+        self._control = control
         self.promises = Promises(rules, admission, changed=self._quota_changed, decided=self._serve_refused)
         self._candidates: dict[str, list[Candidate]] = {}  # by UUID; several in a migration, the newest last
         self._entries: dict[Key, Entry] = {}
@@ -138,7 +140,7 @@ class Roster:
 
     def add_static(self, config: ChannelConfig) -> None:
         uuid, kind = static_uuid(config.name), STATIC_EGD if config.kind == "egd" else STATIC
-        connect = _connector_to(config.path)
+        connect = self._connector_to(config.path)
         self._add(Candidate(config.name, uuid, "", kind, config.path, connect, Metadata()))
 
     def remove_static(self, name: str) -> None:
@@ -146,21 +148,21 @@ class Roster:
 
     def add_serve(self, config: ServeConfig) -> None:
         name = serve_id(config.name)
-        self._add(Candidate(name, name, "", SERVE, config.path, _connector_to(config.path), Metadata()))
+        self._add(Candidate(name, name, "", SERVE, config.path, None, Metadata()))
 
     def remove_serve(self, name: str) -> None:
         self._remove(("", serve_id(name), False))
 
     def appeared(self, domain: LiveDomain, open_stream: OpenStream | None) -> None:
         """``open_stream`` is given where the configuration says transport = "stream"."""
-        offered = _offered(domain, open_stream, self._metadata(domain))
+        offered = self._offered(domain, open_stream, self._metadata(domain))
         for candidate in offered:
             self._add(candidate)
         self._note_without(domain, bool(offered))
 
     def changed(self, old: LiveDomain, new: LiveDomain, open_stream: OpenStream | None) -> None:
         """The definition or the state of a running domain changed; channels that stay are left alone."""
-        offered = _offered(new, open_stream, Metadata())
+        offered = self._offered(new, open_stream, Metadata())
         stays = [known for known in self._known(new) if any(known.is_like(one) for one in offered)]
         came = [one for one in offered if not any(one.is_like(known) for known in stays)]
         if came or old.quota != new.quota:
@@ -201,6 +203,35 @@ class Roster:
         for entry in self.entries:
             self._end(entry, "shutdown")
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _offered(
+        self, domain: LiveDomain, open_stream: OpenStream | None, metadata: Metadata
+    ) -> list[Candidate]:
+        """The domain's channel, and its virtio-rng where that waits for us here: no stream leads there."""
+        found = []
+        if domain.channel is not None:
+            found.append((domain.channel, _connector(domain, domain.channel, open_stream)))
+        rng = domain.rng
+        if rng is not None and rng.path is not None and rng.mode == "bind" and open_stream is None:
+            found.append((rng, self._connector_to(rng.path)))
+        return [
+            Candidate(domain.name, domain.uuid, domain.uri, one.kind, one.path, connect, metadata, one.mode)
+            for one, connect in found
+        ]
+
+    def _connector_to(self, path: str) -> Connect:
+        async def connect() -> socket.socket:
+            if self._is_own(path):
+                raise ChannelUnavailable(f"{path} is netrng-hostd's own socket; take it out of [[channel]]")
+            return connect_unix(path)
+
+        return connect
+
+    def _is_own(self, path: str) -> bool:
+        """Whether hostd itself listens there: what is to be given out would come back to it."""
+        served = (entry.candidate.path for entry in self._entries.values() if entry.candidate.kind == SERVE)
+        own = {os.path.realpath(one) for one in (self._control, *served) if one}
+        return os.path.realpath(path) in own
 
     def _find(self, key: Key) -> Candidate | None:
         return next((known for known in self._candidates.get(key[1], ()) if known.key == key), None)
@@ -279,7 +310,7 @@ class Roster:
     def _make_channel(self, candidate: Candidate) -> Channel | EgdServer:
         name, kind, dispatcher = candidate.name, candidate.kind, self._dispatcher
         where = candidate.path or f"{candidate.uri} {name}"
-        if kind == SERVE:
+        if candidate.connect is None:
             return EgdServer(name, where, dispatcher.available, dispatcher.wants_changed)
         if kind in (VIRTIO_RNG, STATIC_EGD):
             asker = EgdSession(dispatcher.available, unasked=LOST_REQUEST, commands=(WAITING,))
@@ -343,20 +374,6 @@ class Roster:
         entry.task.cancel()
 
 
-def _offered(domain: LiveDomain, open_stream: OpenStream | None, metadata: Metadata) -> list[Candidate]:
-    """The domain's channel, and its virtio-rng where that waits for us here: no stream leads there."""
-    found = []
-    if domain.channel is not None:
-        found.append((domain.channel, _connector(domain, domain.channel, open_stream)))
-    rng = domain.rng
-    if rng is not None and rng.path is not None and rng.mode == "bind" and open_stream is None:
-        found.append((rng, _connector_to(rng.path)))
-    return [
-        Candidate(domain.name, domain.uuid, domain.uri, live.kind, live.path, connect, metadata, live.mode)
-        for live, connect in found
-    ]
-
-
 def _connector(domain: LiveDomain, live: LiveChannel, open_stream: OpenStream | None) -> Connect:
     async def connect() -> socket.socket:
         if open_stream is not None:
@@ -371,12 +388,5 @@ def _connector(domain: LiveDomain, live: LiveChannel, open_stream: OpenStream | 
                 f"the channel of {domain.name} has <source mode='connect'>; netrng needs mode='bind'"
             )
         return connect_unix(live.path)
-
-    return connect
-
-
-def _connector_to(path: str) -> Connect:
-    async def connect() -> socket.socket:
-        return connect_unix(path)
 
     return connect

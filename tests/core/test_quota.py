@@ -89,7 +89,7 @@ def test_a_serve_has_a_pattern_of_its_own_which_no_domain_matches_whatever_its_n
         assert not rule.matches(rack, UUID), "a domain of that name"
         assert not rule.matches("rack-1", UUID)
     assert not QuotaRule("other", ("serve:rack-2",)).matches(rack, rack)
-    assert not QuotaRule("domains", ("uuid:*", "rack-1")).matches(rack, rack)
+    assert not QuotaRule("domains", ("uuid:*", "rack-1", "*-1", "s*", "*rack*")).matches(rack, rack)
     assert everyone.matches(rack, rack)
 
 

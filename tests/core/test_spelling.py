@@ -17,6 +17,7 @@ from netrng_hostd.core.spelling import (
     parse_rate,
     parse_size,
     parse_weight,
+    printable,
     shown,
 )
 
@@ -111,3 +112,9 @@ def test_what_somebody_else_wrote_is_shown_in_bounds() -> None:
     assert shown("a\nb\x1b[2J\u202e") == r"'a\nb\x1b[2J\u202e'"
     assert shown("x" * 58) == repr("x" * 58)
     assert shown("x" * 59) == "'" + "x" * 56 + "…"
+
+
+def test_printable() -> None:
+    assert printable("größe 漢字 ok") == "größe 漢字 ok"
+    assert printable("\x9b31m\u2028\u00ad") == r"\x9b31m\u2028\xad"
+    assert printable(None) == "None"

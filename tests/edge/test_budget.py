@@ -77,6 +77,21 @@ def test_bytes_that_come_one_by_one_buy_no_turn_of_the_loop_each() -> None:
     assert reads <= (INBOUND_DEPTH + 100 * INBOUND_RATE) // INBOUND_PER_READ + 1
 
 
+def test_each_answer_that_is_called_for_costs_a_turn() -> None:
+    budget = later_budget()
+    paused = 0
+    for _ in range(1_000):  # two bytes ask for one; ten at a time
+        for _ in range(10):
+            budget.sample_sent(1)
+        paused += budget.spend(20, 0, 11)
+    assert paused > 0
+    good = later_budget()
+    for _ in range(1_000):  # two bytes ask for 255
+        for _ in range(16):
+            good.sample_sent(255)
+        assert good.spend(32, 0, 17) == 0
+
+
 def test_a_flood_is_paused_for_as_long_as_it_was_too_much() -> None:
     budget = later_budget()
     assert budget.spend(INBOUND_DEPTH, 0) == 0

@@ -24,6 +24,7 @@ from netrng_hostd.channels.budget import INBOUND_DEPTH, PARKED
 from netrng_hostd.channels.channel import HANDSHAKE_NS, Channel
 from netrng_hostd.channels.connect import ChannelUnavailable, connect_unix, listener_of
 from netrng_hostd.channels.session import HostSession
+from netrng_hostd.core.spelling import printable
 
 
 class Books:
@@ -407,6 +408,7 @@ with socket.socket(socket.AF_UNIX) as listening:
         ("libvirtd", False),
         ("virtqemud", False),
         ("nc", True),
+        ("n\x1b[31m", True),
     ],
 )
 def test_libvirt_listens_for_a_domain_that_starts(
@@ -426,7 +428,7 @@ def test_libvirt_listens_for_a_domain_that_starts(
     with caplog.at_level(logging.INFO), subprocess.Popen(words, stdin=PIPE, stdout=PIPE) as listener:
         asyncio.run(scenario(listener), debug=True)
         assert ("it is no QEMU" in caplog.text) == named
-        assert (f"{name} (pid {listener.pid})" in caplog.text) == named
+        assert (f"{printable(name)} (pid {listener.pid})" in caplog.text) == named
         listener.communicate()
 
 

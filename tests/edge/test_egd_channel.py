@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.edge.qemu import ASK, Qemu
-from tests.edge.rig import Guest, Hostd, fed_fifo, wait_for
+from tests.edge.rig import Guest, Hostd, fed_fifo, run_command, wait_for
 from tests.streams import assert_disjoint, stream
 
 
@@ -79,10 +80,49 @@ def test_what_is_no_request_of_qemus_ends_the_connection_alone(qemu: Qemu, tmp_p
             before = len(guest.taken)
             wait_for(lambda: len(guest.taken) > before + 4096, "the agent to be served on")
             assert len(guest.sessions) == 1
-            assert "netrng.channel: bare: unreachable: protocol violation: 0x03 is no command\n" in hostd.log
+            told = "bare: unreachable: protocol violation: a byte that is no command\n"
+            assert told in hostd.log, "and not which byte"
             assert hostd.status()["ledger_ok"]
     finally:
         guest.close()
+
+
+def is_unreachable(hostd: Hostd, name: str) -> bool:
+    return bool(hostd.domain(name)["state"] == "unreachable")
+
+
+def test_our_own_sockets_are_no_channels_whatever_a_pattern_matches(tmp_path: Path) -> None:
+    """What is to be given out would come back, and be logged as what was not understood."""
+    pattern = f'[[channel]]\nname = "vm"\nkind = "egd"\npath = "{tmp_path}/*.s*"\n'
+    serve = f'[[serve]]\nname = "rack"\npath = "{tmp_path}/rack.sock"\n'
+    source = '[libvirt]\nuris = []\n[[source]]\nname = "test"\nkind = "prng"\n'
+    with Hostd(tmp_path, source + pattern + serve) as hostd:
+        hostd.start()
+        for name, path in (("vm-rack-ock", "rack.sock"), ("vm-hostd-ock", "hostd.sock")):
+            wait_for(functools.partial(is_unreachable, hostd, name), f"{name} to be refused")
+            own = f"{tmp_path}/{path} is netrng-hostd's own socket; take it out of [[channel]]"
+            assert hostd.domain(name)["detail"] == own
+        assert hostd.domain("serve:rack")["clients"] == 0
+        assert "protocol violation" not in hostd.log
+        checked = run_command("check", "--config", str(hostd.config))
+        assert checked.returncode == 1
+        for path in ("rack.sock", "hostd.sock"):
+            assert f": {tmp_path}/{path} is netrng-hostd's own socket; name another path\n" in checked.stdout
+
+
+def test_a_reload_does_not_make_the_running_sources_path_our_own(tmp_path: Path) -> None:
+    """A source needs a restart, a [[serve]] does not: in between, one would be fed by the other."""
+    source = '[libvirt]\nuris = []\n[[source]]\nname = "far"\nkind = "egd"\npath = "{}/{}"\n'
+    serve = f'[[serve]]\nname = "rack"\npath = "{tmp_path}/far.egd"\n'
+    with Hostd(tmp_path, source.format(tmp_path, "far.egd")) as hostd:
+        hostd.start()
+        hostd.write(source.format(tmp_path, "elsewhere.egd") + serve)
+        hostd.reload()
+        wait_for(lambda: "not reloaded" in hostd.log, "the refusal")
+        told = f"source 'far': {tmp_path}/far.egd is [[serve]] 'rack', at {tmp_path}/far.egd: bytes would go"
+        assert told in hostd.log
+        assert hostd.status()["domains"] == []
+        assert not (tmp_path / "far.egd").exists()
 
 
 def test_more_requests_than_its_quota_answers_are_read_slowly(qemu: Qemu, tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_an_unknown_command_breaks_it(command: bytes) -> None:
     session = EgdSession(lambda: MANY)
     session.renew(NOW_NS)
     events = session.receive(command, NOW_NS)
-    assert events == [Broken(f"0x{command[-1]:02x} is no command")]
+    assert events == [Broken("a byte that is no command")]
     assert (session.state, session.wanted, session.take_output()) == (CLOSED, 0, b"")
     assert session.receive(b"\x00", NOW_NS) == [], "until the next connection"
 
@@ -197,7 +197,22 @@ def test_a_command_that_this_asker_may_not_use_breaks_it() -> None:
     session.renew(NOW_NS)
     session.receive(b"\x02\x05", NOW_NS)
     assert session.wanted == 5
-    assert session.receive(b"\x00", NOW_NS) == [Broken("0x00 is no command")]
+    assert session.receive(b"\x00", NOW_NS) == [Broken("a byte that is no command")]
+
+
+def test_each_answer_of_its_own_counts_and_what_is_added_up_does_not() -> None:
+    session = EgdSession(lambda: MANY)
+    session.renew(NOW_NS)
+    for said, answers in (
+        (b"\x02\xff" * 100, 1),
+        (b"\x02\xff", 1),
+        (b"\x01\x01" * 10, 11),
+        (b"\x02\x01\x00" * 10, 21),
+        (b"\x00", 2),
+        (b"", 1),
+    ):
+        session.receive(said, NOW_NS)
+        assert session.answers_due == answers, said
 
 
 def test_events() -> None:

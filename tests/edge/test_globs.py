@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from netrng_hostd.config import ChannelConfig
 from netrng_hostd.config.sections import SUN_PATH_MAX
+from netrng_hostd.core.spelling import printable
 from netrng_hostd.discovery.globs import (
     MAX_NOTICES,
     Found,
@@ -24,7 +25,6 @@ from netrng_hostd.discovery.globs import (
     difference,
     matched,
     oddness,
-    shown,
 )
 
 PVE = ChannelConfig("pve", "/run/qemu-server/*.netrng")
@@ -196,7 +196,7 @@ def test_odd_names_are_skipped_and_shown_harmlessly() -> None:
         notice.text for notice in notices
     }
     assert oddness(f"/{'x' * (SUN_PATH_MAX - 1)}") == oddness("/run/ü 1") == ""
-    assert shown("/run/\udcff") == r"/run/\udcff"
+    assert printable("/run/\udcff") == r"/run/\udcff"
 
 
 def test_however_much_is_odd_little_is_said() -> None:

@@ -26,6 +26,7 @@ OTHERS = (
     '<channel type="pty"><target type="xen" name="org.example.0"/></channel>'
     '<rng model="virtio"><backend model="random">/dev/urandom</backend></rng>'
     '<rng model="virtio"><backend model="egd" type="udp"><source mode="bind"/></backend></rng>'
+    '<rng model="virtio"><backend model="egd" type="unix"><source mode="connect" path="/x"/></backend></rng>'
 )
 DOMAIN = (
     '<domain xmlns:q="urn:q" type="xen"><name>a &amp; b</name>'

@@ -75,6 +75,31 @@ def test_a_virtio_channel_of_qemu() -> None:
     )
 
 
+def egd_rng(source: str, kind: str = "unix") -> str:
+    return f"<rng model='virtio'><backend model='egd' type='{kind}'>{source}</backend></rng>"
+
+
+BOUND = egd_rng("<source mode='bind' path='/b'/>")
+
+
+@pytest.mark.parametrize(
+    ("rngs", "found"),
+    [
+        ("<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>", None),
+        (egd_rng("<source mode='bind' host='::1'/>", "tcp"), None),
+        ("<rng model='virtio'/>", None),
+        (egd_rng("<source mode='bind' path='/a'/>"), ("/a", "bind")),
+        (egd_rng("<source mode='connect' path='/a'/>"), ("/a", "connect")),
+        (egd_rng("<source mode='connect' path='/a'/>") + BOUND, ("/b", "bind")),
+        (egd_rng("<source mode='bind' path='/a'/>") + BOUND, ("/a", "bind")),
+        (egd_rng(""), (None, "connect")),
+    ],
+)
+def test_a_virtio_rng_that_asks_an_egd_server(rngs: str, found: tuple[str | None, str] | None) -> None:
+    rng = parse(QEMU.replace("</devices>", f"{rngs}</devices>")).rng
+    assert rng == (None if found is None else LiveChannel("virtio-rng", *found, None))
+
+
 def test_a_quota_element_becomes_a_rule() -> None:
     quota = parse(QEMU).quota
     assert quota is not None

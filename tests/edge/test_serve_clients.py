@@ -520,7 +520,7 @@ def test_a_client_that_misbehaves_hurts_nobody(tmp_path: Path, attack: Attack) -
         with contextlib.closing(connected(egd(tmp_path, "a"))) as later:
             taken += answered_one_by_one(later, 2)
         about = [line for line in hostd.log.splitlines() if "serve:a" in line]
-        assert len(about) < 40, "a line per event, not per byte"
+        assert len(about) < 80, "a line per event, not per byte"
         assert_from_the_source(bytes(guest.taken), bytes(apart.taken), bytes(beside.taken), taken)
 
 
@@ -551,7 +551,10 @@ def answered_one_by_one(sock: socket.socket, times: int) -> bytes:
 
 @pytest.mark.parametrize(
     ("said", "why"),
-    [(b"\x05", "0x05 is no command"), (b"\x01\x01" * 300, "it asks and asks, and does not take the answers")],
+    [
+        (b"\x05", "a byte that is no command"),
+        (b"\x01\x01" * 300, "it asks and asks, and does not take the answers"),
+    ],
 )
 def test_who_breaks_the_protocol_is_sent_away_and_nobody_else(tmp_path: Path, said: bytes, why: str) -> None:
     with (

@@ -40,7 +40,7 @@ from netrng_hostd.operate.status import (
     from_json,
     to_json,
 )
-from netrng_hostd.operate.units import bar, duration, printable, rate, size
+from netrng_hostd.operate.units import bar, duration, rate, size
 
 NOW = 1_700_000_000.0
 DEVICE = SourceStatus(
@@ -612,9 +612,3 @@ def test_durations() -> None:
 
 def test_bars() -> None:
     assert [bar(part, 4) for part in (-1, 0, 0.5, 1, 7)] == ["╌╌╌╌", "╌╌╌╌", "━━╌╌", "━━━━", "━━━━"]
-
-
-def test_printable() -> None:
-    assert printable("größe 漢字 ok") == "größe 漢字 ok"
-    assert printable("\x9b31m\u2028\u00ad") == r"\x9b31m\u2028\xad"
-    assert printable(None) == "None"

@@ -7,7 +7,7 @@ import logging
 
 INBOUND_DEPTH = 65536  # bytes
 INBOUND_RATE = 16384  # bytes per second, for whatever a guest has to say
-INBOUND_PER_READ = 64  # bytes at least: one at a time, each costs a turn of the loop
+INBOUND_PER_READ = 64  # bytes at least: one at a time, each costs a turn of the loop; so does each answer
 INBOUND_PER_SAMPLE = 128  # bytes: two GRANT frames and some for each sample that it was sent
 # 1.25 MiB, once: on Xen what was written while nobody was connected comes first, and only then the agent's
 # answer, a minute later at INBOUND_RATE. QEMU keeps as much as max_capacity (hw/char/xen_console.c,
@@ -35,13 +35,16 @@ class InboundBudget:
         """Small ones pay less: a guest that grants byte by byte buys no turn of the event loop for each."""
         self._fill(min(INBOUND_PER_SAMPLE, 4 * n_bytes))
 
-    def spend(self, count: int, now_ns: int) -> int:
-        """Charges one read of ``count`` bytes; returns for how many ns to stop reading (0: go on)."""
+    def spend(self, count: int, now_ns: int, turns: int = 1) -> int:
+        """Charges one read of ``count`` bytes that takes so many turns of the loop.
+
+        Returns for how many ns to stop reading (0: go on).
+        """
         earned = (now_ns - self._last_ns) * self._rate // 1_000_000_000
         if earned:
             self._fill(earned)
             self._last_ns = now_ns
-        self._level -= max(count, INBOUND_PER_READ)
+        self._level -= max(count, INBOUND_PER_READ * turns)
         if self._level >= 0:
             return 0
         return -self._level * 1_000_000_000 // self._rate + 250_000_000

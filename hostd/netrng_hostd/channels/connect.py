@@ -10,6 +10,7 @@ import struct
 import psutil
 
 from netrng_guest import wire
+from netrng_hostd.core.spelling import printable
 
 # What may be parked here, in bytes: a guest has no more than a window on its way.  With room for one sample
 # alone the channel would idle from its end until we wake to send the next.
@@ -64,7 +65,7 @@ def peer_of(sock: socket.socket) -> str:
     try:
         packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, _, _ = struct.unpack("3i", packed)
-        return f"{psutil.Process(pid).name()} (pid {pid})"
+        return f"{printable(psutil.Process(pid).name())} (pid {pid})"  # it chose its name itself
     except (OSError, ValueError, struct.error, psutil.Error):
         return ""  # another pid namespace, or it has ended
 

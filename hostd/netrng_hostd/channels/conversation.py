@@ -16,7 +16,11 @@ from netrng_hostd.channels.session import OPEN, Event
 
 
 class Session(Protocol):
-    """HostSession, an agent's; or EgdSession.  ``acknowledges``: whether the other end tells what it took."""
+    """HostSession, an agent's; or EgdSession.
+
+    ``acknowledges``: whether the other end tells what it took.  ``answers_due``: how many answers the last
+    bytes received call for, each of them a turn of its own.
+    """
 
     @property
     def acknowledges(self) -> bool: ...
@@ -36,6 +40,8 @@ class Session(Protocol):
     def last_heard_ns(self) -> int | None: ...
     @property
     def next_tick_ns(self) -> int | None: ...
+    @property
+    def answers_due(self) -> int: ...
     def renew(self, now_ns: int) -> list[Event]: ...
     def close(self, reason: str, now_ns: int) -> list[Event]: ...
     def sample(self, data: bytearray) -> bytearray: ...
@@ -122,8 +128,9 @@ class Conversation:
 
     def _received(self, untrusted_data: bytes) -> None:
         now_ns = time.monotonic_ns()
-        pause_ns = self._inbound.spend(len(untrusted_data), now_ns)
-        self._heard(self.session.receive(untrusted_data, now_ns), now_ns)
+        events = self.session.receive(untrusted_data, now_ns)
+        pause_ns = self._inbound.spend(len(untrusted_data), now_ns, self.session.answers_due)
+        self._heard(events, now_ns)
         if pause_ns and self.link.open:
             self.link.pause()
             self._resume_timer = self._loop.call_later(pause_ns / 1e9, self._resume)

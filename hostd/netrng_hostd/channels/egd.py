@@ -82,6 +82,7 @@ class EgdSession:
         self._partial = b""  # a command that has not come whole
         self._pushed = 0  # bytes to throw away
         self._output = bytearray()
+        self.answers_due = 1
 
     def renew(self, now_ns: int) -> list[Event]:
         """A new connection."""
@@ -142,6 +143,7 @@ class EgdSession:
         self.last_heard_ns = now_ns
         data = self._partial + bytes(untrusted_data)
         self._partial = b""
+        self.answers_due = 1
         wrong = self._parse(data, now_ns + SOON_NS)
         if self._behind or self.next_tick_ns is not None:
             self._go_on(now_ns)
@@ -173,7 +175,7 @@ class EgdSession:
                 continue
             length = self._lengths.get(command)
             if length is None:
-                return f"0x{command:02x} is no command"
+                return "a byte that is no command"  # which one is not said: it may be somebody's secret
             if end - place < length:
                 self._partial = data[place:]
                 break
@@ -181,6 +183,7 @@ class EgdSession:
                 self._pushed = data[place + 3]
             else:
                 self._behind.append(_Ask(command, data[place + 1] if length > 1 else 0, due_ns))
+                self.answers_due += 1
             place += length
         return ""
 
@@ -192,6 +195,7 @@ class EgdSession:
             self._behind[-1].n_bytes += n_bytes
         else:
             self._behind.append(_Ask(WAITING, n_bytes, 0))
+            self.answers_due += 1
 
     def _go_on(self, now_ns: int) -> None:
         """Answers what takes no entropy, or has waited in vain, up to a request that has to wait."""

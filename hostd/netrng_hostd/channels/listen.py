@@ -23,8 +23,10 @@ def listen_unix(path: str, backlog: int) -> socket.socket:
         directory.mkdir(mode=0o755 if os.geteuid() == 0 else 0o700)
     if Path(path).is_socket():
         if _is_in_use(path):
-            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            raise OSError(errno.EADDRINUSE, "another program listens there", path)
         unlink(path)
+    elif os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, "it is there and is no socket", path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         mask = os.umask(0o117)
@@ -56,5 +58,5 @@ def _give_to_group(path: str) -> None:
         group = grp.getgrnam(GROUP).gr_gid
         if Path(path).stat().st_gid != group:
             os.chown(path, -1, group)
-    except (KeyError, PermissionError):
+    except (KeyError, OSError):
         return  # no such group, or an unprivileged daemon: the socket is its user's alone

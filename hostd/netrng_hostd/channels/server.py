@@ -28,6 +28,7 @@ from netrng_hostd.channels.connect import SEND_BUFFER, peer_of
 from netrng_hostd.channels.conversation import Conversation
 from netrng_hostd.channels.egd import EgdSession
 from netrng_hostd.channels.listen import listen_unix, unlink
+from netrng_hostd.channels.pause import pause
 from netrng_hostd.channels.session import Broken, Event
 from netrng_hostd.core.mistake import where_raised
 
@@ -66,6 +67,7 @@ class EgdServer:
         now_ns = time.monotonic_ns()
         self._accepting = InboundBudget(now_ns)
         self._log_budget = LogBudget(now_ns)
+        self._visits = LogBudget(now_ns)  # whoever comes and goes hides no warning
         self._listener: socket.socket | None = None
         self._inode: tuple[int, int] | None = None  # of the socket's file: another's is not ours to remove
         self._clients: dict[EgdSession, Conversation] = {}
@@ -131,7 +133,7 @@ class EgdServer:
                     self._set_state("unreachable", self._why_not(error))
                 except Exception as error:  # a mistake of ours must not end it
                     self._set_state("unreachable", where_raised(error))
-                await self._back_off(retry_s)
+                await pause(retry_s, self._wake)
                 retry_s = min(LAST_RETRY_S, 2 * retry_s)
             self._inode = _identity(self.where)
             self._accept_on()
@@ -139,15 +141,6 @@ class EgdServer:
             await asyncio.get_running_loop().create_future()
         finally:
             self._shut()
-
-    async def _back_off(self, retry_s: float) -> None:
-        # Not asyncio.wait_for(): up to Python 3.11 it loses a cancellation that comes with the event.
-        self._wake.clear()
-        timer = asyncio.get_running_loop().call_later(retry_s, self._wake.set)
-        try:
-            await self._wake.wait()
-        finally:
-            timer.cancel()
 
     def _why_not(self, error: OSError) -> str:
         if error.errno == errno.EADDRINUSE:
@@ -202,7 +195,7 @@ class EgdServer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         session = EgdSession(self._available, os.getpid())
         who = peer_of(sock) or "a client"
-        self._log(logging.INFO, "%s has connected", who)
+        self._log_visit("%s has connected", who)
 
         def heard(events: list[Event], now_ns: int) -> None:
             self._heard(session, events, now_ns)
@@ -211,7 +204,7 @@ class EgdServer:
             self._clients.pop(session)
             self._place(session)
             session.close(reason, time.monotonic_ns())
-            self._log(logging.INFO, "%s has gone: %s", who, reason)
+            self._log_visit("%s has gone: %s", who, reason)
 
         talk = Conversation(
             sock,
@@ -264,6 +257,9 @@ class EgdServer:
         self.state, self.detail = state, detail
         level = logging.WARNING if detail else logging.INFO
         self._log(level, "%s%s", state, f": {detail}" if detail else f" on {self.where}")
+
+    def _log_visit(self, text: str, *args: object) -> None:
+        self._visits.tell(log, time.monotonic_ns(), logging.INFO, self.name, text, *args)
 
     def _log(self, level: int, text: str, *args: object) -> None:
         self._log_budget.tell(log, time.monotonic_ns(), level, self.name, text, *args)

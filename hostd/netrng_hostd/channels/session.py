@@ -85,6 +85,7 @@ class HostSession:
     """
 
     acknowledges = True
+    answers_due = 1
 
     def __init__(
         self,

@@ -93,7 +93,8 @@ class QuotaRule:
     """One `[[quota]]` of the configuration, or one domain's metadata.
 
     `match` holds globs over the domain's name (`*`, `?`, `[…]`, case counts), `uuid:` followed by a UUID or a
-    glob over it, and `serve:` followed by the name of a [[serve]] or a glob over it. A key that is None, or a
+    glob over it, and `serve:` followed by the name of a [[serve]] or a glob over it, which besides that only
+    `*` matches. A key that is None, or a
     limit that is UNSET, inherits. So does a `max_` that is UNSET; None is "no cap".
     Raises QuotaError if its own numbers contradict each other.
     """
@@ -129,10 +130,12 @@ def serve_id(name: str) -> str:
 
 
 def _matches(pattern: str, domain_name: str, uuid: str) -> bool:
+    if uuid.startswith(SERVE):  # what was meant for VMs, "*-1", is not for it
+        return pattern == "*" or (pattern.startswith(SERVE) and fnmatchcase(uuid, pattern))
     if pattern.startswith(SERVE):
-        return fnmatchcase(uuid, pattern)
+        return False
     if pattern.startswith(UUID):
-        return not uuid.startswith(SERVE) and fnmatchcase(uuid.lower(), pattern[len(UUID) :].lower())
+        return fnmatchcase(uuid.lower(), pattern[len(UUID) :].lower())
     return fnmatchcase(domain_name, pattern)
 
 

@@ -95,6 +95,16 @@ def shown(value: object) -> str:
     return found if len(found) <= 60 else found[:57] + "…"
 
 
+def printable(untrusted_text: object) -> str:
+    """A text that a guest or a VM's owner chose, without what a terminal would obey.
+
+    Control characters, escapes, and characters that reorder or hide others become visible escapes.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(untrusted_text)
+    )
+
+
 def _quantity(kind: str, value: object, amount: object, maximum: int, forms: str) -> int:
     if isinstance(amount, int) and not isinstance(amount, bool):
         amount = str(amount)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from netrng_hostd.config import ChannelConfig
 from netrng_hostd.config.sections import SUN_PATH_MAX
+from netrng_hostd.core.spelling import printable
 
 MAX_SOCKETS = 4096  # for each [[channel]]: a folder that somebody fills does not fill the daemon
 MAX_NOTICES = 8  # of one kind for each [[channel]]; the others are counted
@@ -120,11 +121,11 @@ def assign(
         if holder is not claim:
             clashes.setdefault(claim.name, []).append(claim.path)
     for name, paths in list(clashes.items())[:MAX_NOTICES]:
-        others = f"{shown(paths[0])}{f' and {len(paths) - 1} more' if paths[1:] else ''}"
+        others = f"{printable(paths[0])}{f' and {len(paths) - 1} more' if paths[1:] else ''}"
         notices.append(
             Notice(
                 True,
-                f"{name}: is the channel of {shown(wanted[name].path)}, and {others} would get the same "
+                f"{name}: is the channel of {printable(wanted[name].path)}, and {others} would get the same "
                 "name: not served; give one of the [[channel]] another name",
             )
         )
@@ -150,11 +151,6 @@ def difference(
     return gone, new
 
 
-def shown(text: str) -> str:
-    """A name that somebody else chose, without what a terminal would obey."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
 def _own(
     config: ChannelConfig, scan: Scan, served: Mapping[str, ChannelConfig], owners: dict[str, str]
 ) -> tuple[list[ChannelConfig], list[str]]:
@@ -165,9 +161,9 @@ def _own(
         odd = oddness(found.path)
         owner = owners.get(found.path) or owners.get(found.real)
         if odd:
-            doubles.append(f"{shown(found.path)} is not served: {odd}")
+            doubles.append(f"{printable(found.path)} is not served: {odd}")
         elif owner is not None:
-            doubles.append(f"{shown(found.path)} is served as {owner} already")
+            doubles.append(f"{printable(found.path)} is served as {owner} already")
         else:
             name = "-".join(filter(None, (config.name, found.stem)))
             owners[found.path] = owners[found.real] = name
@@ -177,10 +173,10 @@ def _own(
 
 def _troubles(config: ChannelConfig, scan: Scan) -> Iterable[Notice]:
     if scan.missing:
-        yield Notice(False, f"{config.name}: no folder {shown(scan.missing)}; looking on")
-    yield from _few(config, [f"{shown(folder)}: {why}" for folder, why in scan.unread])
+        yield Notice(False, f"{config.name}: no folder {printable(scan.missing)}; looking on")
+    yield from _few(config, [f"{printable(folder)}: {why}" for folder, why in scan.unread])
     if scan.more:
-        text = f"{config.name}: more than {MAX_SOCKETS} sockets match {shown(config.path)}"
+        text = f"{config.name}: more than {MAX_SOCKETS} sockets match {printable(config.path)}"
         yield Notice(True, f"{text}; the others are left out")
 
 

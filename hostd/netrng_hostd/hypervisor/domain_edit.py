@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Callable, NamedTuple
 from xml.dom import minidom
 
-from netrng_hostd.hypervisor.domain_xml import DEFAULT_CHANNEL_NAME, VIRTIO_RNG, DomainXmlError
+from netrng_hostd.hypervisor.domain_xml import DEFAULT_CHANNEL_NAME, OUR_RNG, VIRTIO_RNG, DomainXmlError
 
 
 class Device(NamedTuple):
@@ -27,8 +27,11 @@ def _is_our_channel(channel: minidom.Element) -> bool:
 
 
 def _is_our_rng(rng: minidom.Element) -> bool:
-    backends = _children(rng, "backend")
-    return any((one.getAttribute("model"), one.getAttribute("type")) == ("egd", "unix") for one in backends)
+    return any(
+        (one.getAttribute("model"), one.getAttribute("type"), source.getAttribute("mode")) == OUR_RNG
+        for one in _children(rng, "backend")
+        for source in _children(one, "source")
+    )
 
 
 CHANNEL = Device("channel", "channel", _is_our_channel)

@@ -19,6 +19,8 @@ from netrng_hostd.core.spelling import QuotaError, shown
 
 DEFAULT_CHANNEL_NAME = "org.netrng.0"
 VIRTIO_RNG = "virtio-rng"
+# Of the backend its model and type, of its source the mode: one that QEMU connects to is somebody else's.
+OUR_RNG = ("egd", "unix", "bind")
 METADATA_NAMESPACE = "urn:netrng:1"
 METADATA_PREFIX = "netrng"
 
@@ -133,12 +135,16 @@ def find_channel(root: ElementTree.Element, channel_name: str) -> ElementTree.El
 
 
 def find_rng(root: ElementTree.Element) -> ElementTree.Element | None:
-    """The first virtio-rng whose backend is an EGD server at a UNIX socket, or None."""
+    """The first virtio-rng with OUR_RNG, else the first whose EGD server is at a UNIX socket, or None."""
+    found = None
     for rng in root.iterfind("devices/rng"):
-        backend = rng.find("backend")
-        if backend is not None and (backend.get("model"), backend.get("type")) == ("egd", "unix"):
+        backend, source = rng.find("backend"), rng.find("backend/source")
+        if backend is None or (backend.get("model"), backend.get("type")) != OUR_RNG[:2]:
+            continue
+        if source is not None and source.get("mode") == OUR_RNG[2]:
             return rng
-    return None
+        found = rng if found is None else found
+    return found
 
 
 def find_quota(root: ElementTree.Element) -> QuotaElement | None:

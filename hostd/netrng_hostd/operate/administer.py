@@ -7,11 +7,11 @@ import shlex
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Callable, NamedTuple
 
+from netrng_hostd.core.spelling import printable
 from netrng_hostd.hypervisor.administration import Administration, Definition
 from netrng_hostd.hypervisor.domain_xml import DomainXmlError
 from netrng_hostd.hypervisor.errors import HypervisorError
 from netrng_hostd.hypervisor.worker import Worker
-from netrng_hostd.operate.units import printable
 
 DEFAULT_URI = "qemu:///system"
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from netrng_hostd.core.spelling import format_rate
+from netrng_hostd.core.spelling import format_rate, printable
 from netrng_hostd.operate.status import DaemonStatus, DomainStatus
-from netrng_hostd.operate.units import bar, duration, printable, rate, size
+from netrng_hostd.operate.units import bar, duration, rate, size
 
 WIDE = 150  # columns from which on each value has a column of its own
 GOOD, DOUBTFUL, BAD, FAINT, LOUD = "green", "yellow", "red", "dim", "bold red"

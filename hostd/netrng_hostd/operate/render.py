@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from netrng_hostd.core.spelling import printable
 from netrng_hostd.operate.domain_table import (
     BAD,
     DOUBTFUL,
@@ -21,7 +22,7 @@ from netrng_hostd.operate.domain_table import (
 )
 from netrng_hostd.operate.source_table import below, sources_part
 from netrng_hostd.operate.status import DaemonStatus, DomainStatus
-from netrng_hostd.operate.units import bar, duration, printable, rate, size
+from netrng_hostd.operate.units import bar, duration, rate, size
 
 
 def render(status: DaemonStatus, width: int, max_domains: int | None = None) -> RenderableType:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from netrng_hostd.core.conditioning import OUTPUT, noise_per_block
 from netrng_hostd.core.policy import FAILOVER, XOR
+from netrng_hostd.core.spelling import printable
 from netrng_hostd.core.vetting import FULL
 from netrng_hostd.operate.domain_table import (
     BAD,
@@ -25,7 +26,7 @@ from netrng_hostd.operate.domain_table import (
     table,
 )
 from netrng_hostd.operate.status import DaemonStatus, SourceStatus, too_few
-from netrng_hostd.operate.units import duration, printable, rate, size
+from netrng_hostd.operate.units import duration, rate, size
 
 SERVING, RESTING = "▶ ", "  "  # before the name, where there are several
 

@@ -37,13 +37,3 @@ def bar(part: float, width: int) -> str:
     """A bar of ``width`` cells, of which ``part`` (0 to 1) is full."""
     full = round(min(1.0, max(0.0, part)) * width)
     return "━" * full + "╌" * (width - full)
-
-
-def printable(untrusted_text: object) -> str:
-    """A text that a guest or a VM's owner chose, without what a terminal would obey.
-
-    Control characters, escapes, and characters that reorder or hide others become visible escapes.
-    """
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(untrusted_text)
-    )

@@ -57,11 +57,23 @@ def refuse_sources(config: Config) -> None:
 
     Raises ConfigError.
     """
+    refuse_circles(config)
     for source in config.sources:
-        reason = refuse_reason(source.path, source.kind) or feeds_itself(source, config)
-        reason = reason or read_twice(source, config)
+        reason = refuse_reason(source.path, source.kind) or read_twice(source, config)
         if reason is not None:
-            raise ConfigError(f"{config.file or 'built-in configuration'}: source {source.name!r}: {reason}")
+            raise _refused(config, source, reason)
+
+
+def refuse_circles(config: Config) -> None:
+    """A source that is one of our own [[serve]] would read what was given out.  Raises ConfigError."""
+    for source in config.sources:
+        reason = feeds_itself(source, config)
+        if reason is not None:
+            raise _refused(config, source, reason)
+
+
+def _refused(config: Config, source: SourceConfig, reason: str) -> ConfigError:
+    return ConfigError(f"{config.file or 'built-in configuration'}: source {source.name!r}: {reason}")
 
 
 def feeds_itself(source: SourceConfig, config: Config) -> str | None:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import psutil
 
 from netrng_hostd.config import SourceConfig
+from netrng_hostd.core.spelling import printable
 from netrng_hostd.operate.check.finding import Finding, TooLate, note, problem, within
 from netrng_hostd.operate.check.noise import Trial, alarm_trouble
 from netrng_hostd.operate.check.upstream import check_egd, check_fifo
-from netrng_hostd.operate.units import printable
 from netrng_hostd.sources.identity import (
     is_hwrng,
     is_virtual,

@@ -18,10 +18,10 @@ from typing import NamedTuple
 from netrng_guest.xenstore import Xenstore, XenstoreError, find_device
 from netrng_hostd.config import DEFAULT_FILE, Config
 from netrng_hostd.config.sections import SUN_PATH_MAX
+from netrng_hostd.core.spelling import printable
 from netrng_hostd.hypervisor.connection import drives_xen
 from netrng_hostd.hypervisor.domain_xml import DEFAULT_CHANNEL_NAME
 from netrng_hostd.operate.check.finding import Finding, TooLate, note, problem, within
-from netrng_hostd.operate.units import printable
 
 CAPABILITIES = Path("/proc/xen/capabilities")  # of xenfs; "control_d" in dom0, empty in other domains
 XENSTORE_S = 10.0

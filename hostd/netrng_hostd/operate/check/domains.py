@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from netrng_hostd.config import Config
 from netrng_hostd.config.sections import LOCAL_HOSTS
-from netrng_hostd.core.spelling import QuotaError
+from netrng_hostd.core.spelling import QuotaError, printable
 from netrng_hostd.hypervisor import (
     HypervisorError,
     LiveDomain,
@@ -24,7 +24,6 @@ from netrng_hostd.operate.administer import command_line
 from netrng_hostd.operate.check.dom0 import XENSTORE_S, check_dom0
 from netrng_hostd.operate.check.finding import Finding, TooLate, note, problem, within
 from netrng_hostd.operate.check.sockets import check_domain, check_sockets, find_channels
-from netrng_hostd.operate.units import printable
 
 LIBVIRT_S = 10.0
 SCAN_S = 10.0  # of a folder's file system
@@ -107,7 +106,7 @@ def check_domains(
     near = (one for one in listings if (urlsplit(one.uri).hostname or "") in here)
     channels, notices = find_channels(config, scan_s)
     yield from notices
-    yield from check_sockets(channels, [domain for one in near for domain in one.domains])
+    yield from check_sockets(channels, [domain for one in near for domain in one.domains], config)
     # To the patterns too, so that their names are not proposed for another.
     patterns = tuple(channel for channel in config.channels if channel.is_pattern)
     config = dataclasses.replace(config, channels=(*channels, *patterns))

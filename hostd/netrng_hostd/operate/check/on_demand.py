@@ -16,6 +16,7 @@ from pathlib import Path
 from netrng_guest.stdio import complain, tell
 from netrng_hostd.config import ConfigError, SourceConfig, load
 from netrng_hostd.core.health import STARTUP
+from netrng_hostd.core.spelling import printable
 from netrng_hostd.core.vetting import FULL, Vetting
 from netrng_hostd.operate.check.device import check_refused
 from netrng_hostd.operate.check.finding import Finding, Job, TooLate, note, problem, show
@@ -23,7 +24,7 @@ from netrng_hostd.operate.check.host import running_daemon
 from netrng_hostd.operate.check.noise import DISTRUST, TESTS, Limits, Reading, alarm_text
 from netrng_hostd.operate.check.upstream import mend_egd
 from netrng_hostd.operate.status import DaemonStatus
-from netrng_hostd.operate.units import duration, printable, rate, size
+from netrng_hostd.operate.units import duration, rate, size
 from netrng_hostd.sources import SourceFailure, make_source
 from netrng_hostd.sources.identity import is_hwrng
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from netrng_hostd.core.policy import FAILOVER, XOR
+from netrng_hostd.core.spelling import printable
 from netrng_hostd.operate.check.finding import Finding, note, problem
 from netrng_hostd.operate.check.noise import DISTRUST
 from netrng_hostd.operate.status import DaemonStatus, SourceStatus, too_few
-from netrng_hostd.operate.units import printable
 
 _WELL = ("starting", "healthy")
 _ABSENT = {

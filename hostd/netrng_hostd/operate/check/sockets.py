@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 
 from netrng_hostd.config import ChannelConfig, Config
+from netrng_hostd.core.spelling import printable
 from netrng_hostd.discovery.globs import Scan, assign
 from netrng_hostd.discovery.sockets import scan
 from netrng_hostd.hypervisor import LiveChannel, LiveDomain
 from netrng_hostd.hypervisor.domain_xml import VIRTIO_RNG
 from netrng_hostd.operate.administer import command_line
 from netrng_hostd.operate.check.finding import Finding, TooLate, note, problem, within
-from netrng_hostd.operate.units import printable
 
 
 def check_domain(name: str, domain: LiveDomain, config: Config) -> Iterator[Finding]:
@@ -55,11 +55,17 @@ def find_channels(config: Config, scan_s: float) -> tuple[list[ChannelConfig], l
     return list(channels.values()), found
 
 
-def check_sockets(channels: Iterable[ChannelConfig], domains: Iterable[LiveDomain]) -> Iterator[Finding]:
-    """Those that several have, and those of the configuration; ``domains`` are this host's."""
+def check_sockets(
+    channels: Iterable[ChannelConfig], domains: Iterable[LiveDomain], config: Config
+) -> Iterator[Finding]:
+    """Those that several have, and the ``channels`` of the configuration; ``domains`` are this host's."""
     owners = _owners(domains)
     yield from _check_shared(owners)
+    ours = {os.path.realpath(path) for path in (config.control, *(one.path for one in config.serves))}
     for channel in channels:
+        if os.path.realpath(channel.path) in ours:
+            yield problem(f"{channel.name}: {channel.path} is netrng-hostd's own socket; name another path")
+            continue
         theirs = [domain for domain, _ in owners.get(os.path.realpath(channel.path), [])]
         if theirs:
             yield problem(
