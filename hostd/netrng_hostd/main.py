@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 NAME = "netrng-hostd"
+VIRTIO_RNG_HELP = "a virtio-rng device, which needs no agent, in the place of the channel"
 EXAMPLES = """\
 examples:
   netrng-hostd check                     what is wrong here, and how to mend it
   netrng-hostd check --source hwrng      test a source now (SP 800-90B 4.3)
-  netrng-hostd attach web-1              give the domain web-1 a channel
+  netrng-hostd attach web-1              give the domain web-1 a channel, for an agent in it
+  netrng-hostd attach --virtio-rng win-1 or a device that needs no agent
   netrng-hostd quota web-1 --weight 300  three times the share of others
   netrng-hostd status --watch            who gets how much, live
   netrng-hostd run --config F            the daemon, in the foreground
@@ -79,10 +81,10 @@ def build_parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="for programs")
     form.add_argument("--watch", action="store_true", help="go on until Ctrl-C")
     for change in (
-        add("attach", "add the channel to a domain", "netrng-hostd attach web-1"),
-        add("detach", "remove the channel from a domain", "netrng-hostd detach web-1"),
+        add("attach", "add a channel, or a virtio-rng, to a domain", "netrng-hostd attach web-1"),
+        add("detach", "remove it from a domain", "netrng-hostd detach web-1"),
     ):
-        change.add_argument("--virtio-rng", action="store_true", help="a virtio-rng device instead, no agent")
+        change.add_argument("--virtio-rng", action="store_true", help=VIRTIO_RNG_HELP)
         add_connect(change)
     quota = add(
         "quota", "show or set the quota in a domain's metadata", "netrng-hostd quota web-1 --limit 10KiB/s"
@@ -93,10 +95,10 @@ def build_parser() -> argparse.ArgumentParser:
     quota.add_argument("--burst", metavar="B", help='bytes at once above the limit: 4096, "64KiB"')
     quota.add_argument("--reset", action="store_true", help="first remove all that is set")
     add_connect(quota)
-    xml = add("xml", "print the libvirt XML of the channel", "netrng-hostd xml")
+    xml = add("xml", "print the libvirt XML of a channel, or a virtio-rng", "netrng-hostd xml")
     variant = xml.add_mutually_exclusive_group()
     variant.add_argument("--xen", action="store_true", help="for a Xen domain")
-    variant.add_argument("--virtio-rng", action="store_true", help="a virtio-rng device instead, no agent")
+    variant.add_argument("--virtio-rng", action="store_true", help=VIRTIO_RNG_HELP)
     return parser
 
 

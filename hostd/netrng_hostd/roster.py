@@ -212,7 +212,7 @@ class Roster:
         if domain.channel is not None:
             found.append((domain.channel, _connector(domain, domain.channel, open_stream)))
         rng = domain.rng
-        if rng is not None and rng.path is not None and rng.mode == "bind" and open_stream is None:
+        if rng is not None and rng.path is not None and open_stream is None:
             found.append((rng, self._connector_to(rng.path)))
         return [
             Candidate(domain.name, domain.uuid, domain.uri, one.kind, one.path, connect, metadata, one.mode)

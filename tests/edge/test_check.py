@@ -519,15 +519,15 @@ def test_two_domains_on_one_socket(listener: socket.socket) -> None:
     assert pasted.startswith(f"! vm-1: {path} is the socket of web-1 and web-2, which libvirt lists")
 
 
-def rng(path: str | None, mode: str = "bind") -> LiveChannel:
-    return LiveChannel("virtio-rng", path, mode, None)
+def rng(path: str | None) -> LiveChannel:
+    return LiveChannel("virtio-rng", path, "bind", None)
 
 
 def agentless(
-    name: str, path: str | None, mode: str = "bind", channel: LiveChannel | None = None
+    name: str, path: str | None, channel: LiveChannel | None = None
 ) -> LiveDomain:
     """With a virtio-rng."""
-    return dataclasses.replace(domain(name, channel), uuid=f"uuid of {name}", rng=rng(path, mode))
+    return dataclasses.replace(domain(name, channel), uuid=f"uuid of {name}", rng=rng(path))
 
 
 def test_a_virtio_rng_is_enough(listener: socket.socket) -> None:
@@ -550,29 +550,11 @@ def test_a_virtio_rng_of_another_user(listener: socket.socket, monkeypatch: pyte
     assert line.startswith(f"! web-1: permission denied: {path}; ")
 
 
-def test_a_virtio_rng_that_connects_needs_somebody_there(tmp_path: Path) -> None:
-    link = tmp_path / "link"
-    link.symlink_to(tmp_path)
-    there = [agentless(name, f"{link}/egd.sock", "connect") for name in ("web-1", "web-2")]
-    told = [
-        f"! {name}: its virtio-rng has <source mode='connect'>, and no [[serve]] has the path "
-        f"{link}/egd.sock; set mode='bind', as netrng-hostd xml --virtio-rng shows it, or the path"
-        for name in ("web-1", "web-2")
-    ]
-    assert lines(check_domains(config("qemu:///system"), lambda _: there)) == told
-    for transport in ("socket", "stream"):
-        serving = dataclasses.replace(
-            config("qemu:///system", transport=transport),
-            serves=(ServeConfig("local", f"{tmp_path}/egd.sock"),),
-        )
-        assert lines(check_domains(serving, lambda _: there)) == [], "any number of them may"
-
-
 def test_streams_carry_no_virtio_rng() -> None:
     text = 'web-1: its virtio-rng is not served: transport = "stream" carries channels alone'
     uri = "qemu+ssh://host/system"
-    for path, mode in (("/nonexistent", "bind"), ("/nonexistent", "connect"), (None, "bind")):
-        assert domains_found(agentless("web-1", path, mode), transport="stream", uri=uri) == [
+    for path in ("/nonexistent", None):
+        assert domains_found(agentless("web-1", path), transport="stream", uri=uri) == [
             f"{text}; give it a channel: netrng-hostd attach --connect {uri} web-1"
         ]
     served = agentless("web-1", "/nonexistent", channel=virtio("/nonexistent"))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 from pathlib import Path
@@ -61,15 +62,19 @@ def test_who_listens_there_is_told_from_what_was_left_behind(tmp_path: Path) -> 
         name, quota = "serve:rack", (0, 0, 1, None, 64)
         own = DomainStatus(name, name, "", str(path), "serve", "listening", 0, *quota)
         assert found(path, daemon=DaemonStatus("1", domains=(own,))) == []
+        unable = dataclasses.replace(own, state="unreachable")
+        assert len(found(path, daemon=DaemonStatus("1", domains=(unable,)))) == 1
     assert found(path) == []
 
 
 def test_a_quota_for_nobody(tmp_path: Path) -> None:
     rules = [
         QuotaRule("typo", ("serve:rock",)),
+        QuotaRule("both", ("serve:rack", "serve:typo")),
         QuotaRule("right", ("db-*", "serve:ra*")),
         QuotaRule("all", ("*",)),
     ]
     assert found(tmp_path / "rack.egd", *rules) == [
-        note("quota typo: 'serve:rock' matches no [[serve]] of this configuration")
+        note("quota typo: 'serve:rock' matches no [[serve]] of this configuration"),
+        note("quota both: 'serve:typo' matches no [[serve]] of this configuration"),
     ]

@@ -318,6 +318,16 @@ def test_who_has_no_place_for_a_daemon_asks_the_systems(
             '[[serve]]\nname = "a"\npath = "/run/a"\n[[serve]]\nname = "b"\npath = "/run/a"',
             'serve[1].path: found "/run/a", allowed: a path that no other serve has',
         ),
+        ('[[serve]]\nname = "a"\npath = "/run/*.egd"', 'serve[0].path: found "/run/*.egd", allowed: the'),
+        ('[[serve]]\nname = "a"\npath = "/run/"', 'serve[0].path: found "/run/", allowed: the path of one'),
+        (
+            '[[serve]]\nname = "a"\npath = "/run/a"\n[[serve]]\nname = "b"\npath = "/run//a"',
+            'serve[1].path: found "/run//a", allowed: a path that no other serve has',
+        ),
+        (
+            '[[channel]]\nname = "vm"\npath = "/run/x/../a"\n[[serve]]\nname = "a"\npath = "/run/a"',
+            'serve[0].path: found "/run/a", which is that of channel vm; allowed: another',
+        ),
         (
             'control = "/run/a"\n[[serve]]\nname = "a"\npath = "/run/a"',
             'serve[0].path: found "/run/a", which is that of control; allowed: another',

@@ -104,7 +104,7 @@ def test_qemu_takes_the_plain_line(folder: Path) -> None:
     ("number", "name", "main", "counted"),
     [
         (0, "pve-101", f"exec python3 -I -S {AGENT} run {DRAIN}", "bytes_acked"),
-        (1, "rng-102", "exec dd if=/dev/hwrng of=/dev/null bs=64", "bytes_sent"),
+        (1, "pve-rng-102", "exec dd if=/dev/hwrng of=/dev/null bs=64", "bytes_sent"),
     ],
 )
 def test_a_vm_behind_an_args_line_is_served(

@@ -147,6 +147,8 @@ class EgdServer:
             return f"another program listens on {self.where}: find out which: ss -xlp | grep {self.where}"
         if isinstance(error, PermissionError):
             return f"permission denied: {self.where}: choose a folder that netrng-hostd may write to"
+        if isinstance(error, FileNotFoundError):
+            return f"there is no folder for {self.where}: make it, or set path"
         return f"cannot listen on {self.where}: {error.strerror or error}"
 
     def _shut(self) -> None:

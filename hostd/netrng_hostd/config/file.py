@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,9 @@ def _config(file: str, values: dict[str, Any], default_control: Callable[[], str
     sources = read_sources(top)
     policy, min_sources = read_policy(top.table("sources"), sources)
     channels = read_channels(top.tables("channel") or [])
-    taken = {control: "control"}
-    taken.update((channel.path, f"channel {channel.name}") for channel in channels)
-    taken.update((source.path, f"source {source.name}") for source in sources if source.path)
+    taken = {os.path.normpath(control): "control"}
+    taken.update((os.path.normpath(channel.path), f"channel {channel.name}") for channel in channels)
+    taken.update((os.path.normpath(one.path), f"source {one.name}") for one in sources if one.path)
     return Config(
         file=file,
         sample_size=sample_size,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os.path
 import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
@@ -151,9 +152,12 @@ def read_serves(tables: list[Table], taken: Mapping[str, str]) -> tuple[ServeCon
         table.only(*keys_of(ServeConfig))
         name, path = read_name(table, None), read_path(table, "path", None, SUN_PATH_MAX)
         _refuse_double(table, name, path, serves, "serve")
-        if path in taken:
-            found = f"found {spell(path)}, which is that of {taken[path]}; allowed: another"
+        place = os.path.normpath(path)
+        if place in taken:
+            found = f"found {spell(path)}, which is that of {taken[place]}; allowed: another"
             raise table.error("path", found)
+        if path.endswith("/") or "*" in path or "?" in path:  # as if it were a [[channel]]
+            raise table.wrong("path", path, "the path of one socket, without wildcards")
         serves.append(ServeConfig(name, path))
     return tuple(serves)
 
@@ -163,7 +167,7 @@ def _refuse_double(
 ) -> None:
     if any(name == other.name for other in others):
         raise table.wrong("name", name, f"a name that no other {what} has")
-    if any(path == other.path for other in others):
+    if any(os.path.normpath(path) == os.path.normpath(other.path) for other in others):
         raise table.wrong("path", path, f"a path that no other {what} has")
 
 

@@ -67,7 +67,7 @@ class QuotaElement(NamedTuple):
 class LiveDomain:
     """A running domain; ``channel`` is None where it has none, ``quota`` where its metadata has none.
 
-    ``rng``: its virtio-rng that asks an EGD server at a UNIX socket, None where it has none.
+    ``rng``: its virtio-rng behind which QEMU waits for an EGD server at a UNIX socket, None without one.
     """
 
     name: str
@@ -135,16 +135,14 @@ def find_channel(root: ElementTree.Element, channel_name: str) -> ElementTree.El
 
 
 def find_rng(root: ElementTree.Element) -> ElementTree.Element | None:
-    """The first virtio-rng with OUR_RNG, else the first whose EGD server is at a UNIX socket, or None."""
-    found = None
+    """The first virtio-rng with OUR_RNG, or None."""
     for rng in root.iterfind("devices/rng"):
         backend, source = rng.find("backend"), rng.find("backend/source")
-        if backend is None or (backend.get("model"), backend.get("type")) != OUR_RNG[:2]:
+        if backend is None or source is None:
             continue
-        if source is not None and source.get("mode") == OUR_RNG[2]:
+        if (backend.get("model"), backend.get("type"), source.get("mode")) == OUR_RNG:
             return rng
-        found = rng if found is None else found
-    return found
+    return None
 
 
 def find_quota(root: ElementTree.Element) -> QuotaElement | None:
@@ -181,9 +179,4 @@ def _live_channel(channel: ElementTree.Element) -> LiveChannel:
 
 def _live_rng(rng: ElementTree.Element) -> LiveChannel:
     source = rng.find("backend/source")
-    return LiveChannel(
-        kind=VIRTIO_RNG,
-        path=None if source is None else source.get("path"),
-        mode="connect" if source is None else source.get("mode", "connect"),
-        guest_open=None,
-    )
+    return LiveChannel(VIRTIO_RNG, None if source is None else source.get("path"), OUR_RNG[2], None)

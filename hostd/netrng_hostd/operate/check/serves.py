@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from netrng_hostd.config import Config
@@ -21,10 +22,10 @@ def check_serves(config: Config, daemon: DaemonStatus | None) -> Iterator[Findin
     names = {serve_id(serve.name) for serve in config.serves}
     for rule in config.quotas:
         for pattern in rule.match:
-            if pattern.startswith(SERVE) and not any(rule.matches(name, name) for name in names):
+            if pattern.startswith(SERVE) and not any(fnmatchcase(name, pattern) for name in names):
                 yield note(f"quota {rule.name}: {pattern!r} matches no [[serve]] of this configuration")
-                break
-    listening = set() if daemon is None else {one.channel for one in daemon.domains if one.kind == "serve"}
+    rows = () if daemon is None else daemon.domains
+    listening = {row.channel for row in rows if row.kind == "serve" and row.state == "listening"}
     for serve in config.serves:
         if serve.path not in listening:
             yield from _check_place(serve_id(serve.name), serve.path)

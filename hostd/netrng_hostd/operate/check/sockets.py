@@ -84,14 +84,9 @@ def _owners(domains: Iterable[LiveDomain]) -> Owners:
     owners: Owners = {}
     for domain in domains:
         for channel in (domain.channel, domain.rng):
-            if channel is not None and channel.path is not None and not _calls(channel):
+            if channel is not None and channel.path is not None:
                 owners.setdefault(os.path.realpath(channel.path), []).append((domain, channel))
     return owners
-
-
-def _calls(channel: LiveChannel) -> bool:
-    """Whether it is a virtio-rng that connects to somebody's socket: any number of them may."""
-    return channel.kind == VIRTIO_RNG and channel.mode == "connect"
 
 
 def _names(domains: Sequence[LiveDomain]) -> str:
@@ -143,27 +138,15 @@ def _check_channel(name: str, channel: LiveChannel) -> Iterator[Finding]:
 
 
 def _check_rng(name: str, domain: LiveDomain, rng: LiveChannel, config: Config) -> Iterator[Finding]:
-    if rng.mode == "connect" and rng.path is not None and _is_served(rng.path, config):
-        return
     if config.libvirt.transport == "stream":
         text = f'{name}: its virtio-rng is not served: transport = "stream" carries channels alone'
         if domain.channel is None:
             text += f"; give it a channel: {command_line('attach', name, domain.uri)}"
         yield note(text)
-    elif rng.mode == "connect":
-        yield problem(
-            f"{name}: its virtio-rng has <source mode='connect'>, and no [[serve]] has the path "
-            f"{printable(rng.path or '')}; set mode='bind', as netrng-hostd xml --virtio-rng shows it, "
-            "or the path"
-        )
     elif rng.path is None:
         yield problem(f"{name}: libvirt shows no socket for its virtio-rng; restart the domain")
     else:
         yield from _check_socket(name, rng.path)
-
-
-def _is_served(path: str, config: Config) -> bool:
-    return os.path.realpath(path) in {os.path.realpath(serve.path) for serve in config.serves}
 
 
 def _for(channel: LiveChannel) -> str:
