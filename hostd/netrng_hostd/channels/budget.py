@@ -35,8 +35,8 @@ class InboundBudget:
         """Small ones pay less: a guest that grants byte by byte buys no turn of the event loop for each."""
         self._fill(min(INBOUND_PER_SAMPLE, 4 * n_bytes))
 
-    def spend(self, count: int, now_ns: int, turns: int = 1) -> int:
-        """Charges one read of ``count`` bytes that takes so many turns of the loop.
+    def spend(self, count: int, now_ns: int, answers: int = 0) -> int:
+        """Charges one read of ``count`` bytes, which calls for so many answers.
 
         Returns for how many ns to stop reading (0: go on).
         """
@@ -44,7 +44,7 @@ class InboundBudget:
         if earned:
             self._fill(earned)
             self._last_ns = now_ns
-        self._level -= max(count, INBOUND_PER_READ * turns)
+        self._level -= max(count, INBOUND_PER_READ * max(1, answers))
         if self._level >= 0:
             return 0
         return -self._level * 1_000_000_000 // self._rate + 250_000_000

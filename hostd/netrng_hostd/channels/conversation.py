@@ -19,7 +19,7 @@ class Session(Protocol):
     """HostSession, an agent's; or EgdSession.
 
     ``acknowledges``: whether the other end tells what it took.  ``answers_due``: how many answers the last
-    bytes received call for, each of them a turn of its own.
+    bytes received call for that take a turn of the loop each.
     """
 
     @property

@@ -53,8 +53,7 @@ class EgdSession:
     """What is spoken on one channel, one connection after another; the same shape as HostSession.
 
     ``available`` tells how many bytes there are to be had. ``unasked`` ones count as asked for when a
-    connection begins. ``commands``: those that this asker may use, of
-    which WAITING always is one.
+    connection begins. ``commands``: those that this asker may use, of which WAITING always is one.
     """
 
     acknowledges = False
@@ -82,7 +81,7 @@ class EgdSession:
         self._partial = b""  # a command that has not come whole
         self._pushed = 0  # bytes to throw away
         self._output = bytearray()
-        self.answers_due = 1
+        self.answers_due = 0
 
     def renew(self, now_ns: int) -> list[Event]:
         """A new connection."""
@@ -143,7 +142,7 @@ class EgdSession:
         self.last_heard_ns = now_ns
         data = self._partial + bytes(untrusted_data)
         self._partial = b""
-        self.answers_due = 1
+        self.answers_due = 0
         wrong = self._parse(data, now_ns + SOON_NS)
         if self._behind or self.next_tick_ns is not None:
             self._go_on(now_ns)

@@ -85,7 +85,7 @@ class HostSession:
     """
 
     acknowledges = True
-    answers_due = 1
+    answers_due = 0  # each is a slot, which is filled once
 
     def __init__(
         self,
