@@ -64,7 +64,8 @@ def lines(names: list[str]) -> Iterator[Line]:
             clients, requests = SETTINGS[name]
             count = ROUNDS if name == PROMISED else FEWER_ROUNDS
             rounds = measured(place, pids, clients, requests, count)
-            yield from judge(f"{clients} clients, {requests} on their way", rounds, name == PROMISED)
+            who = f"{clients} client{'s' if clients > 1 else ''}"
+            yield from judge(f"{who}, {requests} on their way", rounds, name == PROMISED)
 
 
 def measured(
