@@ -23,6 +23,7 @@ from netrng_hostd.config import ChannelConfig
 from netrng_hostd.discovery import sockets
 from netrng_hostd.discovery.globs import MAX_SOCKETS, Scan
 from netrng_hostd.discovery.sockets import SocketWatcher, scan
+from netrng_hostd.hypervisor.worker import Worker
 
 QUICK_S = 0.01
 
@@ -206,6 +207,41 @@ def test_a_reload_touches_only_what_changed(folder: Path) -> None:
             recorder.watcher.use((pattern(folder, kind="egd"), other))
             await recorder.tells("-vm-1", "+vm-1")
             assert recorder.channels["vm-1"].kind == "egd"
+
+    asyncio.run(scenario(), debug=True)
+
+
+def test_a_look_that_waits_for_its_thread_outlives_a_reload(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waited for it is cancelled, and the next one waits for the same."""
+    make(folder / "1.netrng")
+    before, after = pattern(folder), pattern(folder, kind="egd")
+    held = threading.Event()
+
+    class Busy(Worker):
+        """Its thread has something else to do first."""
+
+        def __init__(self, name: str) -> None:
+            super().__init__(name)
+            super().submit(lambda: held.wait(60))
+
+    monkeypatch.setattr(sockets, "Worker", Busy)
+
+    async def scenario() -> None:
+        recorder = Recorder(before)
+        try:
+            async with recorder.running():
+                await until(lambda: f"{folder}/*.netrng" in recorder.watcher._looks)
+                for configs in ((after,), (before,), (after,)):
+                    recorder.watcher.use(configs)
+                    for _ in range(10):
+                        await asyncio.sleep(0)  # all that was due
+                held.set()
+                await recorder.tells("+vm-1")
+                assert recorder.channels["vm-1"].kind == "egd"
+        finally:
+            held.set()
 
     asyncio.run(scenario(), debug=True)
 

@@ -8,6 +8,7 @@ alone: what was known there stays, and nothing waits for it, neither the event l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import heapq
 import logging
@@ -106,6 +107,8 @@ class SocketWatcher:
         path = config.path
         worker = self._workers.get(path) or Worker(f"sockets of {config.name}")
         self._workers[path] = worker
+        if path in self._looks and self._looks[path].done():  # it returned while nobody wanted to know
+            del self._looks[path]
         try:
             while True:
                 before = self._scans.get(config, Scan())
@@ -126,18 +129,27 @@ class SocketWatcher:
                 worker.stop()
 
     async def _answer(self, config: ChannelConfig, look: Future[tuple[Scan, float]]) -> tuple[Scan, float]:
-        """However long it takes."""
-        looking = asyncio.wrap_future(look)
+        """However long it takes; who is cancelled meanwhile leaves the look to whoever comes next."""
+        # Not asyncio.wrap_future: with it a look that waits for its thread is cancelled, but only after the
+        # next one has begun to wait for it.
+        loop, returned = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake(_: Future[tuple[Scan, float]]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(returned.set)
+
+        look.add_done_callback(wake)
+        waiting = asyncio.ensure_future(returned.wait())
         try:
-            in_time, _ = await asyncio.wait([looking], timeout=self._slow_s)
+            in_time, _ = await asyncio.wait([waiting], timeout=self._slow_s)
             if not in_time:
                 slow = f"{config.name}: no answer from the file system of {config.path} in {self._slow_s:g} s"
                 _log.warning("%s; what is known there stays", slow)
-                await looking
+                await waiting
                 _log.info("%s: the file system of %s answers again", config.name, config.path)
-            return looking.result()
+            return look.result()
         finally:
-            looking.cancel()
+            waiting.cancel()
 
     def _settle(self) -> None:
         """Tells what is different now."""
