@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make bench-egd`: how fast EGD is spoken, beside a plain server; exit 1 if the codec is the slower one.
+"""`make bench-egd`: how fast EGD is spoken, beside plain servers.
+
+Exit 1 if, with 16 clients that have 8 requests on their way each, the codec is slower than the server that
+anybody would write, which asks the kernel for each request's bytes.
 
 All servers are up all the time, with their clients, and idle but one: in each round each serves for a fifth
 of a second, in turns, so that what else the machine does meets all alike.  The rates' quotients are taken

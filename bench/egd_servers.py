@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """EGD servers to compare, on /dev/urandom's bytes: `python -m bench.egd_servers NAME SOCKET`, until killed.
 
-bare     the least that answers these clients: it does not even look at what it is sent
-scratch  as anybody writes one: a loop that reads commands and answers them; no test, no accounting
-codec    EgdSession on a Link, in the same kind of loop
+bare     the least that answers these clients: no command is looked at, and the kernel asked once for a read
+scratch  as anybody writes one: a loop that reads commands and answers each; no test, no accounting
+codec    EgdSession on a Link, in the same kind of loop; the kernel is asked once for all that waits, as in the
+         daemon a sample may be for all of it: that is where it gains on scratch
 server   EgdServer on asyncio, its clients served as soon as they ask: the daemon without its core
 
 None of them has a scheduler, a reservoir or health tests.
@@ -32,7 +33,7 @@ def bare(listener: socket.socket) -> None:
     """Takes for granted that each command is command 2, and comes whole."""
 
     def answer(sock: socket.socket, data: bytes) -> None:
-        sock.sendall(b"".join(map(os.urandom, data[1::2])))
+        sock.sendall(os.urandom(sum(data[1::2])))
 
     plainly(listener, answer)
 

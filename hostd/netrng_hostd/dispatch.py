@@ -161,10 +161,10 @@ class Dispatcher:
 
     def _tell_wants(self, now_ns: int) -> None:
         """Once for all that was heard since the last time: often that is several words of one domain."""
-        for uuid in self._changed:
+        while self._changed:
+            uuid = self._changed.pop()
             _, seed, body = self._serving(uuid)
             self.scheduler.want(uuid, seed, body, now_ns)
-        self._changed.clear()
 
     def _destroy_unsent(self) -> None:
         for channel in list(self._uuid_of):

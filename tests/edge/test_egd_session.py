@@ -418,7 +418,7 @@ def test_who_asks_and_asks_has_to_go() -> None:
     session.renew(NOW_NS)
     session.receive(b"\x02\x01" + b"\x00" * egd.MAX_ASKS, NOW_NS)
     assert session.state == OPEN
-    assert session.receive(b"\x04", NOW_NS) == [Broken("it asks and asks, and does not take the answers")]
+    assert session.receive(b"\x04", NOW_NS) == [Broken(egd.TOO_MUCH)]
     assert session.state == CLOSED
 
 
@@ -428,7 +428,7 @@ def test_who_does_not_take_the_answers_has_to_go() -> None:
     for _ in range(egd.MAX_OUTPUT // 4 // 128):
         session.receive(b"\x00" * 128, NOW_NS)
     assert session.state == OPEN
-    assert session.receive(b"\x00", NOW_NS) == [Broken("it asks and asks, and does not take the answers")]
+    assert session.receive(b"\x00", NOW_NS) == [Broken(egd.TOO_MUCH)]
     assert session.take_output() == b""
 
 

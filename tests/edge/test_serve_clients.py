@@ -553,7 +553,7 @@ def answered_one_by_one(sock: socket.socket, times: int) -> bytes:
     ("said", "why"),
     [
         (b"\x05", "a byte that is no command"),
-        (b"\x01\x01" * 300, "it asks and asks, and does not take the answers"),
+        (b"\x01\x01" * 300, "too many requests at once, or answers that it does not take"),
     ],
 )
 def test_who_breaks_the_protocol_is_sent_away_and_nobody_else(tmp_path: Path, said: bytes, why: str) -> None:

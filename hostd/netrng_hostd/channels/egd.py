@@ -20,6 +20,7 @@ nothing given here is ever in flight, and no session begins with a seed.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import deque
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ LOST_REQUEST = 64  # bytes: what Linux's virtio-rng driver asks for at a time
 SOON_NS = 250_000_000  # for command 1; an answer at once would find nothing wherever others ask as well
 MAX_ASKS = 256  # that may wait, those added up counting as one
 MAX_OUTPUT = 4096  # bytes of answers without entropy that may wait for the asker to read
-_RUN_OF = bytes((WAITING,))
+_RUN = re.compile(rb"(?:\x02.)+", re.DOTALL)  # of command 2
+TOO_MUCH = "too many requests at once, or answers that it does not take"
 _GRANTED = Granted()
 
 
@@ -147,7 +149,7 @@ class EgdSession:
         if self._behind or self.next_tick_ns is not None:
             self._go_on(now_ns)
             if len(self._behind) > MAX_ASKS or len(self._output) > MAX_OUTPUT:
-                wrong = wrong or "it asks and asks, and does not take the answers"
+                wrong = wrong or TOO_MUCH
         if wrong:
             self.close(wrong, now_ns)
             return [Broken(wrong)]
@@ -163,14 +165,9 @@ class EgdSession:
                 place += thrown
                 continue
             command = data[place]
-            if command == WAITING and end - place > 1:
-                # A whole run of them: one at a time would be slow.
-                commands = data[place::2]
-                run_end = place + 2 * (len(commands) - len(commands.lstrip(_RUN_OF)))
-                if run_end > end:
-                    run_end -= 2  # the last one has not come whole
-                self._wait_for(sum(data[place + 1 : run_end : 2]))
-                place = run_end
+            if command == WAITING and (run := _RUN.match(data, place)):  # one at a time would be slow
+                self._wait_for(sum(data[place + 1 : run.end() : 2]))
+                place = run.end()
                 continue
             length = self._lengths.get(command)
             if length is None:
