@@ -3,8 +3,8 @@
 
 bare     the least that answers these clients: no command is looked at, and the kernel asked once for a read
 scratch  as anybody writes one: a loop that reads commands and answers each; no test, no accounting
-codec    EgdSession on a Link, in the same kind of loop; the kernel is asked once for all that waits, as in the
-         daemon a sample may be for all of it: that is where it gains on scratch
+codec    EgdSession on a Link, in the same kind of loop; the kernel is asked once for all that waits, as in
+         the daemon a sample may be for all of it: that is where it gains on scratch
 server   EgdServer on asyncio, its clients served as soon as they ask: the daemon without its core
 
 None of them has a scheduler, a reservoir or health tests.
