@@ -10,7 +10,7 @@ import socket
 import time
 import uuid as uuids
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -178,9 +178,8 @@ class Roster:
         for one in came:
             self._add(one)
         self._note_without(new, bool(offered))
-        for known in stays:
-            if known.key in self._entries:
-                self._entries[known.key].channel.retry_now()
+        for channel in self._channels(stays):
+            channel.retry_now()
 
     def vanished(self, domain: LiveDomain) -> None:
         self.without_channel.pop((domain.uri, domain.uuid), None)
@@ -189,9 +188,8 @@ class Roster:
 
     def renewed(self, domain: LiveDomain) -> None:
         """The domain was resumed, restored or reverted: its memory may be a copy of another time's."""
-        for known in self._known(domain):
-            if known.key in self._entries:
-                self._entries[known.key].channel.renew()
+        for channel in self._channels(self._known(domain)):
+            channel.renew()
 
     def tick(self, now_ns: int) -> None:
         for entry in self._entries.values():
@@ -239,6 +237,13 @@ class Roster:
     def _known(self, domain: LiveDomain) -> list[Candidate]:
         """Its channels, as far as they are known."""
         return [known for known in self._candidates.get(domain.uuid, ()) if known.uri == domain.uri]
+
+    def _channels(self, candidates: Iterable[Candidate]) -> Iterator[Channel]:
+        """Those of them that are served."""
+        for candidate in candidates:
+            entry = self._entries.get(candidate.key)
+            if entry is not None and isinstance(entry.channel, Channel):
+                yield entry.channel
 
     def _note_without(self, domain: LiveDomain, has_channel: bool) -> None:
         if has_channel:

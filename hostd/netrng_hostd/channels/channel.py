@@ -25,7 +25,6 @@ from netrng_hostd.channels import session as protocol
 from netrng_hostd.channels.budget import InboundBudget, LogBudget
 from netrng_hostd.channels.connect import ChannelUnavailable, is_hypervisor, listener_of
 from netrng_hostd.channels.conversation import Conversation, Session
-from netrng_hostd.channels.pause import pause
 from netrng_hostd.core.mistake import where_raised
 
 log = logging.getLogger("netrng.channel")
@@ -159,8 +158,7 @@ class Channel:
                 except Exception as error:  # a mistake of ours must not leave the domain unserved
                     self._hang_up()
                     self._set_state("unreachable", where_raised(error))
-                retry_s, self._retry_s = self._retry_s, min(LAST_RETRY_S, self._retry_s * 2)
-                await pause(retry_s, self._wake)
+                await self._back_off()
         finally:
             self._hang_up()
 
@@ -189,6 +187,16 @@ class Channel:
         if self._talk is not None:
             self._talk.start()
         await self._talk_ended.wait()
+
+    async def _back_off(self) -> None:
+        # Not asyncio.wait_for(): up to Python 3.11 it loses a cancellation that comes with the event.
+        self._wake.clear()
+        timer = asyncio.get_running_loop().call_later(self._retry_s, self._wake.set)
+        self._retry_s = min(LAST_RETRY_S, self._retry_s * 2)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
 
     def _flooded(self) -> None:
         if not self._paused:

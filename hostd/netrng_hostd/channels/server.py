@@ -28,7 +28,6 @@ from netrng_hostd.channels.connect import SEND_BUFFER, peer_of
 from netrng_hostd.channels.conversation import Conversation
 from netrng_hostd.channels.egd import EgdSession
 from netrng_hostd.channels.listen import listen_unix, unlink
-from netrng_hostd.channels.pause import pause
 from netrng_hostd.channels.session import Broken, Event
 from netrng_hostd.core.mistake import where_raised
 
@@ -74,7 +73,6 @@ class EgdServer:
         self._asking: dict[EgdSession, int] = {}  # what they may be sent now, in bytes; in turn
         self._asked = 0  # by all of them together
         self._accept_timer: asyncio.TimerHandle | None = None
-        self._wake = asyncio.Event()
         self._flooded = False
         self.leaving = ""
         self.state, self.detail, self.since_ns = "connecting", "", now_ns
@@ -109,13 +107,6 @@ class EgdServer:
         for talk in list(self._clients.values()):
             talk.destroy_unsent()
 
-    def renew(self) -> None:
-        """No domain, and nothing to renew."""
-
-    def retry_now(self) -> None:
-        """Tries to make the socket without waiting any longer."""
-        self._wake.set()
-
     def tick(self, now_ns: int) -> None:
         """Delayed answers; called about twice a second."""
         for talk in list(self._clients.values()):
@@ -133,7 +124,7 @@ class EgdServer:
                     self._set_state("unreachable", self._why_not(error))
                 except Exception as error:  # a mistake of ours must not end it
                     self._set_state("unreachable", where_raised(error))
-                await pause(retry_s, self._wake)
+                await asyncio.sleep(retry_s)
                 retry_s = min(LAST_RETRY_S, 2 * retry_s)
             self._inode = _identity(self.where)
             self._accept_on()

@@ -94,8 +94,8 @@ class QuotaRule:
 
     `match` holds globs over the domain's name (`*`, `?`, `[…]`, case counts), `uuid:` followed by a UUID or a
     glob over it, and `serve:` followed by the name of a [[serve]] or a glob over it, which besides that only
-    `*` matches. A key that is None, or a
-    limit that is UNSET, inherits. So does a `max_` that is UNSET; None is "no cap".
+    `*` matches. A key that is None, or a limit that is UNSET, inherits. So does a `max_` that is UNSET; None
+    is "no cap".
     Raises QuotaError if its own numbers contradict each other.
     """
 

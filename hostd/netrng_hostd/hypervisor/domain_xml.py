@@ -98,7 +98,6 @@ def parse_live(xml: str, uri: str, channel_name: str = DEFAULT_CHANNEL_NAME) -> 
     if not name:
         raise DomainXmlError("no name in the domain's XML")
     channel = find_channel(root, channel_name)
-    rng = find_rng(root)
     return LiveDomain(
         name,
         uuid,
@@ -106,7 +105,7 @@ def parse_live(xml: str, uri: str, channel_name: str = DEFAULT_CHANNEL_NAME) -> 
         number,
         None if channel is None else _live_channel(channel),
         find_quota(root),
-        None if rng is None else _live_rng(rng),
+        find_rng(root),
     )
 
 
@@ -134,14 +133,12 @@ def find_channel(root: ElementTree.Element, channel_name: str) -> ElementTree.El
     return None
 
 
-def find_rng(root: ElementTree.Element) -> ElementTree.Element | None:
+def find_rng(root: ElementTree.Element) -> LiveChannel | None:
     """The first virtio-rng with OUR_RNG, or None."""
-    for rng in root.iterfind("devices/rng"):
-        backend, source = rng.find("backend"), rng.find("backend/source")
-        if backend is None or source is None:
-            continue
-        if (backend.get("model"), backend.get("type"), source.get("mode")) == OUR_RNG:
-            return rng
+    for backend in root.iterfind("devices/rng/backend"):
+        for source in backend.iterfind("source"):
+            if (backend.get("model"), backend.get("type"), source.get("mode")) == OUR_RNG:
+                return LiveChannel(VIRTIO_RNG, source.get("path"), OUR_RNG[2], None)
     return None
 
 
@@ -175,8 +172,3 @@ def _live_channel(channel: ElementTree.Element) -> LiveChannel:
         mode="bind" if source is None else source.get("mode", "bind"),
         guest_open=None if state is None else state == "connected",
     )
-
-
-def _live_rng(rng: ElementTree.Element) -> LiveChannel:
-    source = rng.find("backend/source")
-    return LiveChannel(VIRTIO_RNG, None if source is None else source.get("path"), OUR_RNG[2], None)
